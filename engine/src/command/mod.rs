@@ -1,0 +1,27 @@
+//! Commands: one static table for dispatch, arity, key positions and documentation; the decoder
+//! from client arguments; the encoding that goes through the log.
+
+use coracle_raft::Payload;
+
+use crate::SlotId;
+
+/// Whether a command changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Goes through ReadIndex.
+    Read,
+    /// Goes through the log.
+    Write,
+}
+
+/// A command on keys of one shard, validated and encoded. The same bytes are forwarded between
+/// nodes, stand in the log, and are executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Slot of its first key.
+    pub slot: SlotId,
+    /// Whether it changes anything.
+    pub access: Access,
+    /// Operation and arguments in this crate's encoding.
+    pub payload: Payload,
+}

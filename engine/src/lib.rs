@@ -1,0 +1,24 @@
+//! One core's brain, pure: many Raft groups, the key-value state machine, routing, admission.
+//!
+//! In: [`Input`], one event at a time. Out: [`Effects`], drained once per turn.
+//! No sockets, files, clocks, threads or global randomness: same seed and inputs, same outputs.
+//!
+//! Driver contract: everything in an [`Effects`] may be executed at once and in any order; every
+//! ordering decision has been made inside.
+//!
+//! Not here: consensus of one group (`raft`), bytes on disk (`wal`), bytes on the wire (`net`).
+
+#![forbid(unsafe_code)]
+
+pub mod command;
+mod ids;
+mod io;
+mod map;
+mod reply;
+
+pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
+pub use io::{
+    Drain, Effects, Forward, Input, Load, PeerMessage, ReadMode, Request, Token, Via,
+};
+pub use map::{ClusterMap, MapError, NodeInfo};
+pub use reply::{Reply, Slice};

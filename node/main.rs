@@ -1,0 +1,2 @@
+//! The node and its tools.
+fn main() {}

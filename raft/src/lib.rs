@@ -1,0 +1,23 @@
+//! Raft consensus for one group, as a pure state machine.
+//!
+//! In: the methods of [`Raft`] (a tick, a peer message, a proposal, an I/O completion).
+//! Out: [`Ready`], filled by [`Raft::drain`].
+//! No sockets, files, clocks, threads or global randomness: same seed and inputs, same outputs.
+//!
+//! Driver contract: do everything in a [`Ready`] at once and in any order. What must wait for
+//! the disk (votes, append acknowledgements, the leader counting itself) is held back here and
+//! released by [`Raft::persisted`].
+//!
+//! Not here: keys and slots (`engine`), bytes on disk (`wal`), bytes on the wire (`net`).
+
+#![forbid(unsafe_code)]
+
+mod message;
+mod record;
+mod types;
+
+pub use message::{AppendOutcome, Body, Message};
+pub use record::Record;
+pub use types::{
+    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload, Term,
+};
