@@ -91,9 +91,7 @@ const fn crc16_table() -> [u16; 256] {
 static CRC16: [u16; 256] = crc16_table();
 
 fn crc16_xmodem(bytes: &[u8]) -> u16 {
-    bytes
-        .iter()
-        .fold(0, |crc: u16, &byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
+    bytes.iter().fold(0, |crc: u16, &byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
 }
 
 #[cfg(test)]
@@ -124,7 +122,10 @@ mod tests {
             let mut last = 0;
             for raw in 0..SLOT_COUNT {
                 let shard = SlotId::new(raw).expect("in range").shard(shard_count).0;
-                assert!(shard == last || shard == last + 1, "slot {raw} shard {shard} after {last}");
+                assert!(
+                    shard == last || shard == last + 1,
+                    "slot {raw} shard {shard} after {last}"
+                );
                 last = shard;
                 sizes[usize::from(shard)] += 1;
             }

@@ -129,16 +129,6 @@ pub struct Load {
     pub bytes_max: usize,
 }
 
-/// How much of what is pending [`crate`]'s core hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drain {
-    /// Only what needs no new disk batch: replies, acknowledgements, votes already persisted,
-    /// heartbeats. New entries stay inside and gather. For turns in which the disk is busy.
-    Urgent,
-    /// Everything; `Effects::records` becomes the next disk batch.
-    All,
-}
-
 /// What a core wants done. All of it may be done at once and in any order.
 #[derive(Debug, Default)]
 pub struct Effects {

@@ -16,9 +16,8 @@ mod io;
 mod map;
 mod reply;
 
+pub use coracle_raft::Drain;
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
-pub use io::{
-    Drain, Effects, Forward, Input, Load, PeerMessage, ReadMode, Request, Token, Via,
-};
+pub use io::{Effects, Forward, Input, Load, PeerMessage, ReadMode, Request, Token, Via};
 pub use map::{ClusterMap, MapError, NodeInfo};
 pub use reply::{Reply, Slice};

@@ -129,9 +129,7 @@ impl ClusterMap {
 
     /// The group that owns a shard.
     pub const fn group_of(&self, shard: ShardId) -> GroupId {
-        GroupId::new(
-            (shard.0 as u64 * self.group_count as u64 / self.shard_count as u64) as u32,
-        )
+        GroupId::new((shard.0 as u64 * self.group_count as u64 / self.shard_count as u64) as u32)
     }
 
     /// The group that owns a slot.

@@ -19,5 +19,6 @@ mod types;
 pub use message::{AppendOutcome, Body, Message};
 pub use record::Record;
 pub use types::{
-    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload, Term,
+    BatchSeq, Drain, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload,
+    Term,
 };

@@ -198,3 +198,13 @@ pub struct HardState {
     /// Whom it voted for in that term.
     pub vote: Option<NodeId>,
 }
+
+/// How much of what is pending a drain hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Only what needs no new disk batch: replies, acknowledgements, votes already persisted,
+    /// heartbeats. New entries stay inside and gather. For turns in which the disk is busy.
+    Urgent,
+    /// Everything; new records become the next disk batch.
+    All,
+}
