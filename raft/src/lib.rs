@@ -12,11 +12,33 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
+mod crc;
+mod election;
+mod error;
+mod invariants;
+mod log;
+mod membership;
 mod message;
+mod progress;
+mod quorum;
+mod raft;
+mod read;
+mod ready;
 mod record;
+mod replication;
+mod rng;
+mod snapshot;
 mod types;
 
+pub use config::{Config, ConfigError, ReadPolicy};
+pub use error::{MembershipError, ProposeError, TransferError};
+pub use membership::{InvalidMembership, Membership, MembershipChange};
 pub use message::{AppendOutcome, Body, Message};
+pub use progress::{Progress, SendState};
+pub use quorum::{VoteResult, majority_value, quorum_value, vote_result};
+pub use raft::{Raft, Recovered, Role};
+pub use ready::{LoadRange, ReadState, Ready, SnapshotAck, SnapshotPiece};
 pub use record::Record;
 pub use types::{
     BatchSeq, Drain, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload,

@@ -1,0 +1,129 @@
+//! Snapshots as messages (Raft paper §7): pieces go out and come in, the log starts anew.
+//!
+//! Not here: what is in a piece, and where it is stored.
+
+use crate::raft::{Needs, Raft, Role};
+use crate::{
+    AppendOutcome, Body, LogIndex, LogPosition, Membership, NodeId, Payload, SendState,
+    SnapshotAck, SnapshotPiece,
+};
+
+impl Raft {
+    /// Sends a piece of the snapshot that covers everything up to `base` to a follower that was
+    /// in [`crate::Ready::snapshots_wanted`]. `base` must not be below the log's base. Does
+    /// nothing if the follower no longer needs one.
+    pub fn send_snapshot_piece(
+        &mut self,
+        to: NodeId,
+        base: LogPosition,
+        piece: u64,
+        done: bool,
+        payload: Payload,
+    ) {
+        let Some(progress) = self.progress.get_mut(&to) else { return };
+        if !matches!(progress.state, SendState::Snapshot { .. }) {
+            return;
+        }
+        progress.state = SendState::Snapshot { base };
+        let membership = self.membership_at(base.index).encode();
+        let round = self.round;
+        self.send(to, Body::Snapshot { base, membership, piece, done, payload, round });
+    }
+
+    /// Whether a follower still needs a snapshot from this leader.
+    pub fn wants_snapshot(&self, to: NodeId) -> bool {
+        let progress = self.progress.get(&to);
+        progress.is_some_and(|progress| matches!(progress.state, SendState::Snapshot { .. }))
+    }
+
+    /// The pieces below `next_piece` of the snapshot at `base` are durable; tells the leader.
+    pub fn snapshot_piece_persisted(
+        &mut self,
+        from: NodeId,
+        base: LogPosition,
+        next_piece: u64,
+        round: u64,
+    ) {
+        if self.leader == Some(from) && self.role == Role::Follower {
+            let body = Body::SnapshotResponse { base, next_piece, round };
+            self.send_after(Needs::HardState, from, body);
+        }
+    }
+
+    /// The state machine holds the snapshot at `base` durably: the log starts after it. Returns
+    /// whether it was news; an outdated snapshot changes nothing.
+    pub fn snapshot_installed(
+        &mut self,
+        from: NodeId,
+        base: LogPosition,
+        membership: Membership,
+        round: u64,
+    ) -> bool {
+        let news = base.index > self.log.commit();
+        if news {
+            let kept = self.log.restore(base);
+            if kept {
+                self.memberships.retain(|(at, _)| *at > base.index);
+            } else {
+                self.memberships.clear();
+            }
+            self.memberships.push_front((base.index, membership));
+        }
+        if self.leader == Some(from) && self.role == Role::Follower {
+            let outcome = AppendOutcome::Accepted { matched: self.log.commit().max(base.index) };
+            self.send_after(Needs::Log, from, Body::AppendResponse { outcome, round });
+        }
+        news
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(crate) fn handle_snapshot(
+        &mut self,
+        from: NodeId,
+        base: LogPosition,
+        membership: &Payload,
+        piece: u64,
+        done: bool,
+        payload: Payload,
+        round: u64,
+    ) {
+        let Ok(membership) = Membership::decode(membership.bytes()) else { return };
+        if base.term > self.term || base.index == LogIndex::ZERO {
+            return;
+        }
+        if base.index <= self.log.commit() {
+            // Already have it: the leader can go on from here.
+            let outcome = AppendOutcome::Accepted { matched: self.log.commit() };
+            self.send_after(Needs::Log, from, Body::AppendResponse { outcome, round });
+            return;
+        }
+        self.out.snapshot_pieces.push(SnapshotPiece {
+            from,
+            base,
+            membership,
+            piece,
+            done,
+            payload,
+            round,
+        });
+    }
+
+    pub(crate) fn handle_snapshot_response(
+        &mut self,
+        from: NodeId,
+        base: LogPosition,
+        next_piece: u64,
+        round: u64,
+    ) {
+        if self.role != Role::Leader {
+            return;
+        }
+        self.echo(from, round);
+        let now = self.now;
+        let Some(progress) = self.progress.get_mut(&from) else { return };
+        if progress.state == (SendState::Snapshot { base }) {
+            progress.moved_at = now;
+            self.out.snapshot_acks.push(SnapshotAck { from, base, next_piece });
+        }
+    }
+}
