@@ -1,1 +1,3 @@
-//! Benches live in `benches/`.
+//! Benches live in `benches/`, comparisons with other systems in `compare/`.
+
+#![forbid(unsafe_code)]

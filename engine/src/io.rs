@@ -142,6 +142,10 @@ pub struct Effects {
     pub replies: Vec<(Token, Reply)>,
     /// Entries to read back.
     pub loads: Vec<Load>,
+    /// State records of a group in batches before this one are superseded by durable later
+    /// ones: their place in the log may be used again. Only batches of this process count;
+    /// those of earlier ones come before all of them.
+    pub released: Vec<(GroupId, BatchSeq)>,
 }
 
 impl Effects {
@@ -151,5 +155,6 @@ impl Effects {
             && self.sends.is_empty()
             && self.replies.is_empty()
             && self.loads.is_empty()
+            && self.released.is_empty()
     }
 }

@@ -10,14 +10,38 @@
 
 #![forbid(unsafe_code)]
 
+mod apply;
+mod balance;
+mod checkpoint;
 pub mod command;
+mod config;
+mod core;
+mod expiry;
+mod forward;
+mod group;
 mod ids;
 mod io;
 mod map;
+mod reads;
+mod recovery;
 mod reply;
+mod route;
+mod snapshot;
+mod stats;
+mod store;
+mod task;
+mod transfer;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
+pub use config::{ConfigError, CoreConfig};
 pub use coracle_raft::Drain;
+pub use core::Core;
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
 pub use io::{Effects, Forward, Input, Load, PeerMessage, ReadMode, Request, Token, Via};
 pub use map::{ClusterMap, MapError, NodeInfo};
+pub use recovery::Recovery;
 pub use reply::{Reply, Slice};
+pub use stats::{CoreStats, GroupStatus};

@@ -25,6 +25,13 @@ impl Slice {
     pub fn bytes(&self) -> &[u8] {
         &self.payload.bytes()[self.start as usize..self.end as usize]
     }
+
+    /// A part of it, sharing the same bytes. Panics if `range` is not inside.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        let start = self.start as usize;
+        assert!(range.end <= self.bytes().len(), "part {range:?} of {} bytes", self.bytes().len());
+        Self::new(self.payload.clone(), start + range.start, start + range.end)
+    }
 }
 
 impl fmt::Debug for Slice {

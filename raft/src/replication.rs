@@ -201,8 +201,11 @@ impl Raft {
                     SendState::Snapshot { .. } => true,
                 };
                 if !stale && hint.index <= prev {
-                    let agree = self.log.last_at_most(hint);
-                    progress.probe(agree.index.next(), now);
+                    let base = self.log.base();
+                    // Where they part is forgotten here: then only a snapshot helps.
+                    let forgotten = hint.index < base.index || hint.term < base.term;
+                    let agree = self.log.last_at_most(hint).index;
+                    progress.probe(if forgotten { base.index } else { agree.next() }, now);
                     self.send_due = true;
                 }
             }

@@ -1,1 +1,41 @@
-//! wal.
+//! The write-ahead log of one core, shared by all Raft groups of the core.
+//!
+//! In: [`Record`](coracle_raft::Record)s by [`Wal::append`]. Out: one [`WriteOp`] per batch, for
+//! the driver to write; its completion by [`Wal::written`] says which batch numbers are durable.
+//! [`recover`] opens a log, gives back what is in it and tells damage from a write that was cut
+//! short. The layout is described in `docs/wal-format.md`.
+//!
+//! Driver contract: each [`WriteOp`] becomes one durable write (`RWF_DSYNC`); completions may come
+//! in any order; after an error nothing is retried. [`SegmentTask`]s are run where blocking hurts
+//! nobody.
+//!
+//! Not here: rings and sockets (`ring`), what records mean (`raft`, `engine`). This crate blocks
+//! only in [`recover`], [`inspect`], [`SegmentTask::run`] and [`Wal::prepare_segments`].
+
+mod batch;
+mod disk;
+mod error;
+mod format;
+mod groups;
+mod mem;
+mod options;
+mod read;
+mod real;
+mod recovery;
+mod segment;
+mod space;
+mod wal;
+
+pub use batch::WriteOp;
+pub use disk::Disk;
+pub use error::{LoadError, RecoverError, WalError};
+pub use format::{
+    BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, Lsn, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
+};
+pub use mem::{DiskOp, MemDisk, MemFile, SECTOR_BYTES, Unsynced};
+pub use options::{Identity, Options, OptionsError};
+pub use read::ReadOp;
+pub use real::{OpenError, RealDisk};
+pub use recovery::{Damage, DamageKind, RecoveryReport, Torn, inspect, recover};
+pub use segment::{SegmentDone, SegmentId, SegmentTask};
+pub use wal::Wal;

@@ -1,7 +1,19 @@
 //! Commands: one static table for dispatch, arity, key positions and documentation; the decoder
 //! from client arguments; the encoding that goes through the log.
 
+mod decode;
+pub mod docs;
+pub(crate) mod encoding;
+mod table;
+
 use coracle_raft::Payload;
+
+pub use decode::{
+    COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, decode, decode_spec, parse_integer,
+    unknown_command, wrong_arity,
+};
+pub(crate) use decode::{NOT_AN_INTEGER, TOO_LONG};
+pub use table::{CommandId, SPECS, Scope, Spec, lookup};
 
 use crate::SlotId;
 

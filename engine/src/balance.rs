@@ -1,0 +1,89 @@
+//! Keeps leadership where the layout wants it: the preferred leader of a group campaigns first
+//! at the start, and gets leadership back once it has been caught up for a while.
+
+use coracle_raft::{Role, SendState};
+
+use crate::core::Core;
+
+/// Ticks between two looks at a group led away from its preferred leader.
+const CHECK_TICKS: u64 = 16;
+/// Ticks between two attempts of a preferred leader to start the first election.
+const FIRST_CAMPAIGN_TICKS: u64 = 3;
+/// Entries the preferred leader may be behind and still count as caught up.
+const BEHIND_ENTRIES_MAX: u64 = 1024;
+/// How many times longer the wait becomes at most when hand-overs do not last.
+const BACK_OFF_MAX: u64 = 16;
+
+/// How long a group led here has been ready to be handed over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Balance {
+    /// Tick since which the preferred leader has been caught up.
+    ready_since: u64,
+    /// Tick of the last hand-over.
+    handed_over_at: u64,
+    /// Ticks to wait beyond the configured ones; grows while hand-overs do not last.
+    extra_wait: u64,
+}
+
+impl Balance {
+    /// Leadership has come here at `tick`.
+    pub(crate) const fn became_leader(&mut self, tick: u64) {
+        self.ready_since = tick;
+        if tick - self.handed_over_at > 4 * self.extra_wait {
+            self.extra_wait = 0;
+        }
+    }
+}
+
+impl Core {
+    /// Looks after the place of one group's leadership, once per tick.
+    pub(crate) fn balance_group(&mut self, place: usize) {
+        let preferred = self.config.map.replicas(self.groups[place].id).next();
+        if preferred == Some(self.config.addr.node) {
+            self.campaign_first(place);
+        } else if self.config.balance_after_ticks > 0 && self.ticks.is_multiple_of(CHECK_TICKS) {
+            self.hand_over(place);
+        }
+    }
+
+    /// At the start the preferred leader of a group does not wait for the others to time out.
+    fn campaign_first(&mut self, place: usize) {
+        let early = self.ticks <= u64::from(self.config.election_timeout_ticks);
+        let raft = &mut self.groups[place].raft;
+        let due = self.ticks % FIRST_CAMPAIGN_TICKS == 1;
+        if early && due && raft.leader().is_none() && raft.role() == Role::Follower {
+            raft.campaign();
+            self.mark(place);
+        }
+    }
+
+    /// Hands leadership to the preferred leader if that has been safe for long enough.
+    fn hand_over(&mut self, place: usize) {
+        let (group, balance) = (&mut self.groups[place], &mut self.balance[place]);
+        let Some(preferred) = self.config.map.replicas(group.id).next() else { return };
+        if !group.leads() {
+            return;
+        }
+        let commit = group.raft.commit();
+        let caught_up = group.raft.progress().any(|(node, progress)| {
+            node == preferred
+                && progress.state == SendState::Replicate
+                && commit.since(progress.matched) <= BEHIND_ENTRIES_MAX
+        });
+        if !caught_up {
+            balance.ready_since = self.ticks;
+            return;
+        }
+        let wait = u64::from(self.config.balance_after_ticks);
+        if self.ticks - balance.ready_since < wait + balance.extra_wait {
+            return;
+        }
+        if group.raft.transfer_leadership(preferred).is_ok() {
+            balance.ready_since = self.ticks;
+            balance.handed_over_at = self.ticks;
+            balance.extra_wait = (2 * balance.extra_wait + wait).min(BACK_OFF_MAX * wait);
+            self.counters.balanced += 1;
+            self.mark(place);
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! One core: takes events, keeps the list of groups with work, hands out effects.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+
+use ahash::RandomState;
+use coracle_raft::{BatchSeq, Drain, GroupId, LogIndex, NodeId, Raft, Ready, Term};
+use hashbrown::HashMap;
+
+use crate::checkpoint::{Running, StateQueue};
+use crate::config::CoreConfig;
+use crate::forward::{Forwards, Parked};
+use crate::group::{Group, Leadership, Tally, Turn};
+use crate::recovery::Recovery;
+use crate::stats::{CoreStats, GroupStatus};
+use crate::task::{Origin, Outbox, Task};
+use crate::{
+    CoreAddr, Effects, Forward, Input, PeerMessage, ReadMode, Reply, Request, SlotId, Token, Via,
+    WallMillis,
+};
+
+/// Ticks between two looks for keys that are due.
+const EXPIRY_CHECK_TICKS: u64 = 4;
+
+/// What is known about the leader of a group.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LeaderHint {
+    /// The newest term heard of.
+    pub(crate) term: Term,
+    /// Its leader; kept when it is lost, so that clients are shown every slot all the time.
+    pub(crate) last: Option<NodeId>,
+}
+
+/// What is known about another core.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Link {
+    /// Something was heard since the link was made or lost.
+    pub(crate) up: bool,
+    /// Counts the losses.
+    pub(crate) losses: u32,
+}
+
+/// One core's brain. See the crate documentation for the contract.
+pub struct Core {
+    pub(crate) config: CoreConfig,
+    pub(crate) groups: Vec<Group>,
+    /// Group number → place in `groups`.
+    places: Vec<Option<u32>>,
+    pub(crate) hints: Vec<LeaderHint>,
+    pub(crate) links: HashMap<CoreAddr, Link, RandomState>,
+    pub(crate) forwards: Forwards,
+    pub(crate) parked: Parked,
+    pub(crate) ticks: u64,
+    pub(crate) now: WallMillis,
+    /// Places of groups that may have work.
+    dirty: Vec<u32>,
+    /// Spare list of the same kind.
+    visiting: Vec<u32>,
+    next_batch: BatchSeq,
+    /// Batches on their way to the disk and the groups that are in them.
+    writing: VecDeque<(BatchSeq, Vec<u32>)>,
+    context: u64,
+    ready: Ready,
+    pub(crate) out: Outbox,
+    serve: Vec<Task>,
+    /// Messages made by `handle`, sent by the next drain.
+    pub(crate) sends: Vec<(CoreAddr, PeerMessage)>,
+    pub(crate) tally: Tally,
+    pub(crate) counters: CoreStats,
+    pub(crate) memory_bytes: usize,
+    pub(crate) state: StateQueue,
+    pub(crate) checkpoint: Option<Running>,
+    /// Shards written in full whose records are not durable yet, and at which index.
+    pub(crate) checkpointed: BTreeMap<(GroupId, u16), LogIndex>,
+    pub(crate) released: Vec<(GroupId, BatchSeq)>,
+    /// Ticks for which the preferred leader of a group led elsewhere has been caught up.
+    pub(crate) balance: Vec<crate::balance::Balance>,
+}
+
+impl Core {
+    /// A core as its log on disk left it. Panics if `config` does not pass
+    /// [`CoreConfig::validate`].
+    pub fn new(config: CoreConfig, mut recovery: Recovery) -> Self {
+        if let Err(error) = config.validate() {
+            panic!("{error}");
+        }
+        let damaged = recovery.damaged();
+        let ids: Vec<GroupId> =
+            config.map.groups_on(config.addr).filter(|id| !damaged.contains_key(id)).collect();
+        let hasher = RandomState::with_seeds(config.seed, 0x5EED, config.seed.rotate_left(32), 7);
+        let mut places = vec![None; config.map.group_count() as usize];
+        let mut groups = Vec::with_capacity(ids.len());
+        for (place, &id) in ids.iter().enumerate() {
+            let (log, store) = recovery.take(id, &hasher);
+            let raft = Raft::new(raft_config(&config, id, ids.len()), log);
+            places[id.get() as usize] = Some(u32::try_from(place).expect("fewer groups than 2^32"));
+            groups.push(Group::new(id, config.addr.core, raft, store, hasher.clone()));
+        }
+        let links = config.map.cores().filter(|&addr| addr != config.addr);
+        let mut by_addr = HashMap::with_hasher(hasher.clone());
+        by_addr.extend(links.map(|addr| (addr, Link::default())));
+        let mut core = Self {
+            hints: vec![LeaderHint::default(); places.len()],
+            links: by_addr,
+            forwards: Forwards::new(hasher.hash_one(config.seed), hasher),
+            parked: Parked::default(),
+            ticks: 0,
+            now: WallMillis(0),
+            dirty: Vec::new(),
+            visiting: Vec::new(),
+            next_batch: BatchSeq::new(1),
+            writing: VecDeque::new(),
+            context: 0,
+            ready: Ready::default(),
+            out: Outbox::default(),
+            serve: Vec::new(),
+            sends: Vec::new(),
+            tally: Tally::default(),
+            counters: CoreStats::default(),
+            state: StateQueue::default(),
+            checkpoint: None,
+            checkpointed: BTreeMap::new(),
+            released: Vec::new(),
+            memory_bytes: groups.iter().map(|group| group.store.bytes()).sum(),
+            balance: groups.iter().map(|_| crate::balance::Balance::default()).collect(),
+            config,
+            groups,
+            places,
+        };
+        for place in 0..core.groups.len() {
+            core.mark(place);
+        }
+        core
+    }
+
+    /// Takes one event. Its effects come out of the next [`Core::drain`].
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::Tick { at } => self.tick(at),
+            Input::Request(request) => self.request(request),
+            Input::Forget(token) => self.forget(token),
+            Input::Peer { from, message } => self.peer(from, message),
+            Input::PeerLost(addr) => self.peer_lost(addr),
+            Input::Persisted(batch) => self.persisted(batch),
+            Input::EntriesLoaded { group, first, entries } => {
+                let Some(place) = self.place(group) else { return };
+                self.tally.failed_loads += u64::from(entries.is_err());
+                self.groups[place].loaded(first, entries, &mut self.out, &mut self.tally);
+                self.mark(place);
+            }
+        }
+    }
+
+    /// Hands out what is to be done. `effects` should be empty; it is appended to.
+    pub fn drain(&mut self, mode: Drain, effects: &mut Effects) {
+        let records_before = effects.records.len();
+        let mut wrote = Vec::new();
+        mem::swap(&mut self.dirty, &mut self.visiting);
+        for i in 0..self.visiting.len() {
+            let place = self.visiting[i];
+            self.groups[place as usize].dirty = false;
+            if self.visit(place as usize, mode, effects) {
+                wrote.push(place);
+            }
+        }
+        self.visiting.clear();
+        if mode == Drain::All && !self.state.is_empty() {
+            let writes = self.state.has_records() || effects.records.len() > records_before;
+            // What holds nothing new waits for the batches before it.
+            let last = BatchSeq::new(self.next_batch.get() - 1);
+            let batch = if writes { self.next_batch } else { last };
+            self.state.flush(batch, effects);
+            if !writes && self.writing.is_empty() {
+                self.state_persisted(last);
+            }
+        }
+        if effects.records.len() > records_before {
+            effects.batch = self.next_batch;
+            self.writing.push_back((self.next_batch, wrote));
+            self.next_batch = self.next_batch.next();
+            self.counters.batches += 1;
+        }
+        effects.released.append(&mut self.released);
+        self.send_answers(effects);
+        effects.sends.append(&mut self.sends);
+    }
+
+    /// Whether [`Core::drain`] in this mode would have something to hand out or to do.
+    pub fn has_pending(&self, mode: Drain) -> bool {
+        !self.sends.is_empty()
+            || !self.out.replies.is_empty()
+            || !self.out.again.is_empty()
+            || !self.released.is_empty()
+            || (mode == Drain::All && !self.state.is_empty())
+            || self.dirty.iter().any(|&place| {
+                let group = &self.groups[place as usize];
+                group.needs_turn(mode)
+            })
+    }
+
+    /// The last known leader of a group, also of one without a replica here.
+    pub fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        let known = self.place(group).and_then(|place| self.groups[place].raft.leader());
+        known.or_else(|| self.hints.get(group.get() as usize)?.last)
+    }
+
+    /// Keys in a slot, 0 if its group has no replica here.
+    pub fn keys_in_slot(&self, slot: SlotId) -> u64 {
+        let group = self.config.map.group_of_slot(slot);
+        self.place(group).map_or(0, |place| self.groups[place].store.keys_in_slot(slot))
+    }
+
+    /// Keys of the groups led here.
+    pub fn keys_led(&self) -> u64 {
+        self.groups.iter().filter(|group| group.leads()).map(|group| group.store.keys()).sum()
+    }
+
+    /// Keys of all groups with a replica here.
+    pub fn keys_hosted(&self) -> u64 {
+        self.groups.iter().map(|group| group.store.keys()).sum()
+    }
+
+    /// Settings of this core.
+    pub const fn config(&self) -> &CoreConfig {
+        &self.config
+    }
+
+    /// Counters and levels.
+    pub fn stats(&self) -> CoreStats {
+        let count = |f: &dyn Fn(&Group) -> u64| self.groups.iter().map(f).sum();
+        CoreStats {
+            groups: self.groups.len() as u64,
+            leaders: count(&|group| u64::from(group.leads())),
+            leaderless: count(&|group| u64::from(group.raft.leader().is_none())),
+            keys: self.keys_hosted(),
+            keys_led: self.keys_led(),
+            keys_with_expiry: count(&|group| group.store.keys_with_expiry()),
+            memory_bytes: self.memory_bytes as u64,
+            memory_budget_bytes: self.config.memory_budget_bytes as u64,
+            uncommitted_bytes: self.tally.inflight_bytes as u64,
+            proposals_open: count(&|group| group.pending_proposals() as u64),
+            reads_open: count(&|group| group.reads.len() as u64),
+            forwards_open: self.forwards.len() as u64,
+            parked: self.parked.len() as u64,
+            committed: self.tally.committed,
+            applied: self.tally.applied,
+            reads_served: self.tally.reads_served,
+            lost_proposals: self.tally.lost_proposals,
+            uncertain: self.tally.uncertain,
+            failed_loads: self.tally.failed_loads,
+            ..self.counters
+        }
+    }
+
+    /// Status of one replica; `None` if there is none here.
+    pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        let group = &self.groups[self.place(group)?];
+        Some(GroupStatus {
+            group: group.id,
+            role: group.raft.role(),
+            term: group.raft.term(),
+            leader: group.raft.leader(),
+            commit: group.raft.commit(),
+            applied: group.applied(),
+            last: group.raft.last_index(),
+            base: group.raft.base().index,
+            keys: group.store.keys(),
+            bytes: group.store.bytes() as u64,
+            log_clock: group.store.clock(),
+            proposals_open: group.pending_proposals() as u64,
+            reads_open: group.reads.len() as u64,
+        })
+    }
+
+    /// Groups with a replica here, in ascending order.
+    pub fn groups_hosted(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.iter().map(|group| group.id)
+    }
+
+    /// Digest of everything a group's replica here holds: equal on all replicas that have
+    /// applied the same entries. Reads every value; for checks, not for serving.
+    pub fn digest(&self, group: GroupId) -> Option<u64> {
+        Some(self.groups[self.place(group)?].store.digest())
+    }
+
+    /// Asks the leader of `group`, if it is here, to hand leadership to `to`. Returns whether
+    /// the transfer has begun.
+    pub fn transfer_leadership(&mut self, group: GroupId, to: NodeId) -> bool {
+        let Some(place) = self.place(group) else { return false };
+        let began = self.groups[place].raft.transfer_leadership(to).is_ok();
+        self.mark(place);
+        began
+    }
+
+    pub(crate) fn place(&self, group: GroupId) -> Option<usize> {
+        self.places.get(group.get() as usize)?.map(|place| place as usize)
+    }
+
+    /// Puts a group on the list of those to visit.
+    pub(crate) fn mark(&mut self, place: usize) {
+        let group = &mut self.groups[place];
+        if !group.dirty {
+            group.dirty = true;
+            self.dirty.push(u32::try_from(place).expect("fewer groups than 2^32"));
+        }
+    }
+
+    /// Visits one group; returns whether it has something in this disk batch.
+    fn visit(&mut self, place: usize, mode: Drain, effects: &mut Effects) -> bool {
+        let records_before = effects.records.len();
+        let group = &mut self.groups[place];
+        let bytes_before = group.store.bytes();
+        group.turn(&mut Turn {
+            mode,
+            batch: self.next_batch,
+            now: self.now,
+            ready: &mut self.ready,
+            contexts: &mut self.context,
+            effects,
+            out: &mut self.out,
+            tally: &mut self.tally,
+            serve: &mut self.serve,
+            state: &mut self.state,
+            map: &self.config.map,
+            tick: self.ticks,
+        });
+        if group.incoming.is_some() {
+            // Two snapshots of a shard must not be mixed in the log.
+            self.checkpoint.take_if(|running| running.place == place);
+        }
+        self.memory_bytes = self.memory_bytes - bytes_before + group.store.bytes();
+        let leadership = group.leadership();
+        if leadership != group.seen {
+            let before = mem::replace(&mut group.seen, leadership);
+            self.leadership_changed(place, before, leadership);
+        }
+        if self.groups[place].needs_turn(Drain::All) {
+            self.mark(place);
+        }
+        effects.records.len() > records_before
+    }
+
+    fn leadership_changed(&mut self, place: usize, before: Leadership, now: Leadership) {
+        let id = self.groups[place].id;
+        let hint = &mut self.hints[id.get() as usize];
+        if now.term >= hint.term && now.leader.is_some() {
+            *hint = LeaderHint { term: now.term, last: now.leader };
+        }
+        if now.leader.is_some() && now.leader != before.leader {
+            self.counters.leader_changes += 1;
+        }
+        if now.here && !(before.here && before.term == now.term) {
+            self.counters.elections_won += 1;
+            self.balance[place].became_leader(self.ticks);
+            self.announce(vec![(id, now.term)]);
+        }
+        if now.leader.is_some() {
+            self.retry_parked(id);
+        }
+    }
+
+    /// Tells every other core about groups led here.
+    fn announce(&mut self, led: Vec<(GroupId, Term)>) {
+        if led.is_empty() {
+            return;
+        }
+        let here = self.config.addr;
+        let others = self.config.map.cores().filter(|&addr| addr != here);
+        self.sends.extend(others.map(|addr| (addr, PeerMessage::Leads(led.clone()))));
+    }
+
+    /// Turns collected answers into effects and sends commands on their next way.
+    fn send_answers(&mut self, effects: &mut Effects) {
+        let again = mem::take(&mut self.out.again);
+        for task in again {
+            self.again(task, None);
+        }
+        for (origin, reply) in self.out.replies.drain(..) {
+            match origin {
+                Origin::Client(token) => effects.replies.push((token, reply)),
+                Origin::Forwarded { from, id, link } => {
+                    if self.links.get(&from).is_some_and(|state| state.losses == link) {
+                        self.sends.push((from, PeerMessage::ForwardReply { id, reply }));
+                    }
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, at: WallMillis) {
+        self.ticks += 1;
+        self.now = at;
+        for place in 0..self.groups.len() {
+            self.tick_group(place);
+        }
+        if self.ticks.is_multiple_of(u64::from(self.config.leads_interval_ticks)) {
+            let led = self.groups.iter().filter(|group| group.leads());
+            self.announce(led.map(|group| (group.id, group.raft.term())).collect());
+        }
+        for group in self.parked.groups() {
+            self.retry_parked(group);
+        }
+        self.expire_forwards();
+    }
+
+    fn tick_group(&mut self, place: usize) {
+        let group = &mut self.groups[place];
+        group.raft.tick();
+        group.expire(self.ticks, &mut self.out, &mut self.tally);
+        group.tick_snapshots(self.ticks);
+        if self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
+            group.propose_due_expiry(self.now);
+        }
+        self.balance_group(place);
+        if self.groups[place].needs_turn(Drain::All)
+            || self.groups[place].leadership() != self.groups[place].seen
+        {
+            self.mark(place);
+        }
+    }
+
+    fn persisted(&mut self, batch: BatchSeq) {
+        while let Some((number, _)) = self.writing.front() {
+            if *number > batch {
+                break;
+            }
+            let Some((number, places)) = self.writing.pop_front() else { break };
+            for place in places {
+                self.groups[place as usize].raft.persisted(number);
+                self.mark(place as usize);
+            }
+        }
+        self.state_persisted(batch);
+    }
+
+    fn request(&mut self, request: Request) {
+        self.counters.commands += 1;
+        self.now = self.now.max(request.at);
+        let Request { token, via, read_mode, after_writes, at, command } = request;
+        let origin = Origin::Client(token);
+        let deadline = self.deadline();
+        self.route(Task { origin, via, read_mode, after_writes, at, command, hops: 0, deadline });
+    }
+
+    /// Drops what has not been begun for this client.
+    fn forget(&mut self, token: Token) {
+        self.parked.forget(Origin::Client(token));
+    }
+
+    fn peer(&mut self, from: CoreAddr, message: PeerMessage) {
+        let Some(link) = self.links.get_mut(&from) else {
+            self.counters.ignored_messages += 1;
+            return;
+        };
+        link.up = true;
+        let link = link.losses;
+        match message {
+            PeerMessage::Raft { group, message } => {
+                let expected = message.from == from.node
+                    && message.to == self.config.addr.node
+                    && self.config.map.core_of(group) == from.core
+                    && self.config.map.replicas(group).any(|node| node == from.node);
+                match self.place(group).filter(|_| expected) {
+                    Some(place) => {
+                        self.groups[place].raft.step(message);
+                        self.mark(place);
+                    }
+                    None => self.counters.ignored_messages += 1,
+                }
+            }
+            PeerMessage::Forward(Forward { id, after_writes, at, command }) => {
+                self.counters.forwards_received += 1;
+                let origin = Origin::Forwarded { from, id, link };
+                let deadline = self.deadline();
+                let (via, read_mode) = (Via::Plain, ReadMode::Leader);
+                let task =
+                    Task { origin, via, read_mode, after_writes, at, command, hops: 0, deadline };
+                self.route(task);
+            }
+            PeerMessage::ForwardReply { id, reply } => self.forward_reply(from, id, reply),
+            PeerMessage::Leads(led) => self.leads(from, &led),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> u64 {
+        self.ticks + u64::from(self.config.forward_timeout_ticks)
+    }
+
+    pub(crate) fn refuse(&mut self, task: &Task, reply: Reply) {
+        self.out.reply(task.origin, reply);
+    }
+}
+
+/// Settings of one group's consensus.
+fn raft_config(config: &CoreConfig, group: GroupId, groups: usize) -> coracle_raft::Config {
+    let salt = u64::from(group.get()) << 32 | u64::from(config.addr.node.get());
+    let seed = config.seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut raft = coracle_raft::Config::new(config.addr.node, seed);
+    raft.election_timeout_ticks = config.election_timeout_ticks;
+    raft.heartbeat_ticks = config.heartbeat_ticks;
+    raft.cache_bytes_max = (config.cache_bytes_max / groups.max(1)).max(256 << 10);
+    raft.uncommitted_bytes_max = config.inflight_bytes_max;
+    raft.read = config.read;
+    raft
+}

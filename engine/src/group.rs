@@ -1,0 +1,464 @@
+//! One Raft group on this core: consensus, state machine, and who waits for what.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ahash::RandomState;
+use coracle_raft::{
+    BatchSeq, Drain, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, ProposeError, Raft,
+    Ready, Record, Role, SendState, Term,
+};
+
+use crate::apply::{self, ClockBehind};
+use crate::checkpoint::{ShardSnapshot, StateQueue};
+use crate::command::encoding::{Header, Op, View};
+use crate::reads::Reads;
+use crate::store::Store;
+use crate::task::{Outbox, Task, uncertain};
+use crate::transfer::{Incoming, Outgoing};
+use crate::{ClusterMap, CoreAddr, CoreId, Effects, Load, PeerMessage, Reply, SlotId, WallMillis};
+
+/// Committed entries taken from consensus ahead of the state machine.
+const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Entries applied by one group in one turn.
+const APPLY_ENTRIES_PER_TURN: usize = 2048;
+/// Bytes applied by one group in one turn.
+const APPLY_BYTES_PER_TURN: usize = 8 << 20;
+
+/// Entries kept for a follower that is behind but follows; one further behind gets a snapshot.
+const KEPT_ENTRIES_MAX: u64 = 1 << 18;
+
+/// A proposal of this core whose fate is not known.
+struct Pending {
+    position: LogPosition,
+    task: Task,
+    /// Its answer is known at commit.
+    early: bool,
+    deadline: u64,
+}
+
+/// A committed entry and the local client that waits for what applying it answers.
+struct Committed {
+    entry: Entry,
+    task: Option<Task>,
+}
+
+/// Who leads, as far as this replica knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub(crate) term: Term,
+    pub(crate) leader: Option<NodeId>,
+    /// This replica leads.
+    pub(crate) here: bool,
+}
+
+/// Counters of one core that groups add to.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) committed: u64,
+    pub(crate) applied: u64,
+    pub(crate) reads_served: u64,
+    pub(crate) lost_proposals: u64,
+    pub(crate) uncertain: u64,
+    pub(crate) failed_loads: u64,
+    /// Bytes of pending proposals of all groups.
+    pub(crate) inflight_bytes: usize,
+}
+
+/// What a turn of a group needs from its core.
+pub(crate) struct Turn<'a> {
+    pub(crate) mode: Drain,
+    pub(crate) batch: BatchSeq,
+    pub(crate) now: WallMillis,
+    pub(crate) ready: &'a mut Ready,
+    pub(crate) contexts: &'a mut u64,
+    pub(crate) effects: &'a mut Effects,
+    pub(crate) out: &'a mut Outbox,
+    pub(crate) tally: &'a mut Tally,
+    pub(crate) serve: &'a mut Vec<Task>,
+    pub(crate) state: &'a mut StateQueue,
+    pub(crate) map: &'a ClusterMap,
+    pub(crate) tick: u64,
+}
+
+/// One group's replica on this core.
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) core: CoreId,
+    pub(crate) raft: Raft,
+    pub(crate) store: Store,
+    pub(crate) reads: Reads,
+    /// Ordered by (term, index), which is also the order in which they were proposed.
+    pending: VecDeque<Pending>,
+    queue: VecDeque<Committed>,
+    queue_bytes: usize,
+    pub(crate) applied: LogIndex,
+    /// The newest durable snapshot of each shard.
+    pub(crate) snapshots: Vec<ShardSnapshot>,
+    /// The log on disk starts after this, or will; consensus follows once it is applied.
+    pub(crate) purged: LogIndex,
+    pub(crate) outgoing: BTreeMap<NodeId, Outgoing>,
+    pub(crate) incoming: Option<Incoming>,
+    pub(crate) hasher: RandomState,
+    /// The newest clock entry proposed here and its stamp.
+    clock_proposed: (LogPosition, WallMillis),
+    /// What the core was told last about the leader.
+    pub(crate) seen: Leadership,
+    /// Whether it is in the core's list of groups to visit.
+    pub(crate) dirty: bool,
+}
+
+impl Group {
+    pub(crate) fn new(
+        id: GroupId,
+        core: CoreId,
+        raft: Raft,
+        store: Store,
+        hasher: RandomState,
+    ) -> Self {
+        let applied = raft.applied_index();
+        let snapshot_of = |shard: &crate::store::Shard| ShardSnapshot {
+            index: shard.base,
+            first_batch: BatchSeq::default(),
+        };
+        Self {
+            snapshots: store.shards().iter().map(snapshot_of).collect(),
+            purged: LogIndex::ZERO,
+            outgoing: BTreeMap::new(),
+            incoming: None,
+            hasher,
+            id,
+            core,
+            raft,
+            store,
+            reads: Reads::default(),
+            pending: VecDeque::new(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            applied,
+            clock_proposed: (LogPosition::default(), WallMillis(0)),
+            seen: Leadership::default(),
+            dirty: false,
+        }
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.role() == Role::Leader
+    }
+
+    /// Last entry the state machine has applied.
+    pub(crate) const fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// Whether a shard that came from a snapshot holds more than has been applied.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.store.shards().iter().any(|shard| shard.base > self.applied)
+    }
+
+    /// State records before this batch are superseded.
+    pub(crate) fn state_needed_from(&self) -> BatchSeq {
+        self.snapshots.iter().map(|snapshot| snapshot.first_batch).min().unwrap_or_default()
+    }
+
+    /// Up to here the log is needed by nobody.
+    pub(crate) fn compaction_point(&self) -> LogIndex {
+        let durable = self.snapshots.iter().map(|snapshot| snapshot.index).min();
+        let followers = self.raft.progress().filter_map(|(_, progress)| {
+            let follows = progress.state == SendState::Replicate
+                && self.applied.since(progress.matched) <= KEPT_ENTRIES_MAX;
+            follows.then_some(progress.matched)
+        });
+        let snapshots = self.outgoing.values().map(|outgoing| outgoing.base.index);
+        let needed = followers.chain(snapshots).min().unwrap_or(self.applied);
+        durable.unwrap_or_default().min(needed).min(self.applied)
+    }
+
+    /// A snapshot has replaced everything up to `base`; its shards are in the store already.
+    pub(crate) fn installed(
+        &mut self,
+        base: LogPosition,
+        clock: u64,
+        out: &mut Outbox,
+        tally: &mut Tally,
+    ) {
+        self.store.advance_clock(clock);
+        self.queue_bytes = 0;
+        let committed: Vec<_> = self.queue.drain(..).filter_map(|queued| queued.task).collect();
+        for task in committed {
+            tally.uncertain += 1;
+            out.reply(task.origin, uncertain("a snapshot holds the result of the write"));
+        }
+        while let Some(front) = self.pending.front().filter(|front| front.position.term <= base.term)
+        {
+            if front.position.term == base.term && front.position.index > base.index {
+                break;
+            }
+            let Some(Pending { position, task, .. }) = self.pending.pop_front() else { break };
+            tally.inflight_bytes -= task.size_bytes();
+            if position.index > base.index {
+                tally.lost_proposals += 1;
+                out.again.push(task);
+            } else {
+                tally.uncertain += 1;
+                out.reply(task.origin, uncertain("a snapshot covers the place of the write"));
+            }
+        }
+        self.applied = base.index;
+        self.incoming = None;
+    }
+
+    pub(crate) fn pending_proposals(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(crate) fn leadership(&self) -> Leadership {
+        Leadership { term: self.raft.term(), leader: self.raft.leader(), here: self.leads() }
+    }
+
+    /// Whether a turn has something to do.
+    pub(crate) fn needs_turn(&self, mode: Drain) -> bool {
+        self.raft.needs_drain(mode) || !self.queue.is_empty() || self.reads.is_open()
+    }
+
+    /// Appends a write to the log and waits for its fate.
+    pub(crate) fn propose(
+        &mut self,
+        task: Task,
+        early: bool,
+        deadline: u64,
+        tally: &mut Tally,
+    ) -> Result<(), (Task, ProposeError)> {
+        match self.raft.propose(task.command.payload.clone()) {
+            Ok(position) => {
+                tally.inflight_bytes += task.size_bytes();
+                self.pending.push_back(Pending { position, task, early, deadline });
+                Ok(())
+            }
+            Err(error) => Err((task, error)),
+        }
+    }
+
+    /// Starts a linearizable read at the leader, or at this follower.
+    pub(crate) fn read(&mut self, task: Task) {
+        let floor =
+            if task.after_writes && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
+        self.reads.push(task, floor);
+    }
+
+    /// Gives up proposals and reads that have waited too long.
+    pub(crate) fn expire(&mut self, now: u64, out: &mut Outbox, tally: &mut Tally) {
+        while self.pending.front().is_some_and(|pending| pending.deadline <= now) {
+            let Some(Pending { task, .. }) = self.pending.pop_front() else { break };
+            tally.inflight_bytes -= task.size_bytes();
+            tally.uncertain += 1;
+            out.reply(task.origin, uncertain("no majority confirmed the write in time"));
+        }
+        if self.reads.len() > 0 {
+            for task in self.reads.overdue(now) {
+                out.reply(task.origin, crate::task::try_again());
+            }
+        }
+    }
+
+    /// As leader: proposes a clock entry if keys are due. Returns whether it did.
+    pub(crate) fn propose_due_expiry(&mut self, now: WallMillis) -> bool {
+        let due = self.leads()
+            && self.clock_on_its_way().is_none()
+            && self.store.next_expiry().is_some_and(|at| at <= now.0);
+        due && self.propose_clock(now).is_some()
+    }
+
+    /// Proposes a clock entry; `None` if this replica does not lead or may not propose now.
+    fn propose_clock(&mut self, at: WallMillis) -> Option<LogIndex> {
+        if let Some((index, stamp)) = self.clock_on_its_way()
+            && stamp >= at
+        {
+            return Some(index);
+        }
+        let slot = SlotId::new(0).expect("slot 0 exists");
+        let clock = Header::new(Op::Clock, slot, at).encode(&[]);
+        let position = self.raft.propose(clock.payload).ok()?;
+        self.clock_proposed = (position, at);
+        Some(position.index)
+    }
+
+    /// Index and stamp of a clock entry proposed in this term and not yet applied.
+    fn clock_on_its_way(&self) -> Option<(LogIndex, WallMillis)> {
+        let (position, stamp) = self.clock_proposed;
+        let waiting = position.term == self.raft.term() && position.index > self.applied;
+        waiting.then_some((position.index, stamp))
+    }
+
+    /// One turn: reads out, consensus out, committed entries in, replies.
+    pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) {
+        if self.reads.is_open() {
+            *turn.contexts += 1;
+            self.reads.submit(*turn.contexts);
+            self.raft.read_index(*turn.contexts);
+        }
+        self.raft.drain(turn.mode, turn.batch, turn.ready);
+        self.hand_out(turn);
+        self.take_committed(turn);
+        self.apply(turn);
+        self.serve_reads(turn);
+    }
+
+    /// Moves what consensus wants done into the core's effects.
+    fn hand_out(&mut self, turn: &mut Turn<'_>) {
+        let (group, ready) = (self.id, &mut *turn.ready);
+        if let Some(hard_state) = ready.hard_state.take() {
+            turn.effects.records.push(Record::HardState { group, hard_state });
+        }
+        let entries = ready.entries.drain(..);
+        turn.effects.records.extend(entries.map(|entry| Record::Entry { group, entry }));
+        for message in ready.messages.drain(..) {
+            let to = CoreAddr { node: message.to, core: self.core };
+            turn.effects.sends.push((to, PeerMessage::Raft { group, message }));
+        }
+        for load in ready.loads.drain(..) {
+            let load =
+                Load { group, first: load.first, last: load.last, bytes_max: load.bytes_max };
+            turn.effects.loads.push(load);
+        }
+        for read in ready.reads.drain(..) {
+            match read.index {
+                Some(index) => {
+                    self.reads.confirmed(read.context, index, self.applied, turn.serve);
+                }
+                None => turn.out.again.extend(self.reads.refused(read.context)),
+            }
+        }
+        self.move_snapshots(turn);
+    }
+
+    /// Snapshots to and from other replicas.
+    fn move_snapshots(&mut self, turn: &mut Turn<'_>) {
+        for to in std::mem::take(&mut turn.ready.snapshots_wanted) {
+            self.send_snapshot(to, turn.tick);
+        }
+        for ack in std::mem::take(&mut turn.ready.snapshot_acks) {
+            self.snapshot_acked(ack, turn.tick);
+        }
+        for piece in std::mem::take(&mut turn.ready.snapshot_pieces) {
+            self.snapshot_piece(piece, turn.map, turn.state, turn.tick);
+        }
+    }
+
+    /// Takes committed entries in order; answers what is known at commit.
+    fn take_committed(&mut self, turn: &mut Turn<'_>) {
+        while self.queue_bytes < QUEUE_BYTES_MAX {
+            let entries = self.raft.next_committed(QUEUE_BYTES_MAX - self.queue_bytes);
+            if entries.is_empty() {
+                return;
+            }
+            self.committed(entries, turn.out, turn.tally);
+        }
+    }
+
+    /// Older entries have been read back from the disk.
+    pub(crate) fn loaded(
+        &mut self,
+        first: LogIndex,
+        entries: Result<Vec<Entry>, String>,
+        out: &mut Outbox,
+        tally: &mut Tally,
+    ) {
+        let committed = self.raft.entries_loaded(first, entries);
+        self.committed(committed, out, tally);
+    }
+
+    fn committed(&mut self, entries: Vec<Entry>, out: &mut Outbox, tally: &mut Tally) {
+        tally.committed += entries.len() as u64;
+        for entry in entries {
+            let task = self.resolve(entry.position(), out, tally);
+            self.queue_bytes += entry.size_bytes();
+            self.queue.push_back(Committed { entry, task });
+        }
+    }
+
+    /// The entry at `position` is committed. Decides the fate of every proposal that this
+    /// decides, and returns the one that waits for this entry to be applied.
+    ///
+    /// Terms never fall along a log: once an entry of a newer term is committed here, no entry
+    /// of an older term can ever stand at this index or after it.
+    fn resolve(
+        &mut self,
+        position: LogPosition,
+        out: &mut Outbox,
+        tally: &mut Tally,
+    ) -> Option<Task> {
+        while let Some(front) = self.pending.front() {
+            if front.position > position {
+                return None;
+            }
+            let Pending { position: mine, task, early, .. } = self.pending.pop_front()?;
+            tally.inflight_bytes -= task.size_bytes();
+            if mine.term < position.term {
+                tally.lost_proposals += 1;
+                out.again.push(task);
+                continue;
+            }
+            assert_eq!(mine.index, position.index, "entries are resolved in order, none is left");
+            if early {
+                out.reply(task.origin, Reply::OK);
+                return None;
+            }
+            return Some(task);
+        }
+        None
+    }
+
+    /// Applies a bounded part of what is committed.
+    fn apply(&mut self, turn: &mut Turn<'_>) {
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < APPLY_ENTRIES_PER_TURN && bytes < APPLY_BYTES_PER_TURN {
+            let Some(Committed { entry, task }) = self.queue.pop_front() else { break };
+            assert_eq!(entry.index, self.applied.next(), "entries are applied one by one");
+            bytes += entry.size_bytes();
+            count += 1;
+            self.applied = entry.index;
+            if entry.kind != EntryKind::Command {
+                continue;
+            }
+            let reply = apply::write(&mut self.store, entry.index, &entry.payload);
+            if let Some(task) = task {
+                turn.out.reply(task.origin, reply);
+            }
+        }
+        self.queue_bytes -= bytes;
+        turn.tally.applied += count as u64;
+        if count > 0 {
+            self.raft.applied(self.applied);
+            if self.purged > self.raft.base().index && self.purged <= self.applied {
+                self.raft.compact(self.purged);
+            }
+            self.reads.applied(self.applied, turn.serve);
+        }
+    }
+
+    /// Answers the reads whose entries are applied.
+    fn serve_reads(&mut self, turn: &mut Turn<'_>) {
+        for task in turn.serve.drain(..) {
+            let Some(view) = View::parse(task.command.payload.bytes()) else {
+                turn.out.reply(task.origin, Reply::error("ERR malformed command"));
+                continue;
+            };
+            // A stamp from a clock that runs ahead must not move the log clock.
+            let at = task.at.min(turn.now);
+            match apply::read(&self.store, &view, at) {
+                Ok(reply) => {
+                    turn.tally.reads_served += 1;
+                    turn.out.reply(task.origin, reply);
+                }
+                Err(ClockBehind(at)) => match self.propose_clock(at) {
+                    Some(index) => self.reads.block(task, index),
+                    None => turn.out.again.push(Task {
+                        read_mode: crate::ReadMode::Leader,
+                        ..task
+                    }),
+                },
+            }
+        }
+    }
+}

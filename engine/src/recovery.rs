@@ -1,0 +1,316 @@
+//! From the records on disk to the state of every group, as the process left it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ahash::RandomState;
+use coracle_raft::{
+    Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Membership, Record, Recovered,
+    Term,
+};
+
+use crate::snapshot::{Begin, Piece, Thawing};
+use crate::store::{Shard, Store, shards_of};
+use crate::{ClusterMap, CoreAddr, ShardId};
+
+/// Newest entries kept in memory at the start, over all groups of the core.
+const TAIL_BYTES_TOTAL: usize = 64 << 20;
+/// And at least this much for each.
+const TAIL_BYTES_MIN: usize = 256 << 10;
+
+/// Collects the records of one core's log, in their order, for [`crate::Core::new`].
+pub struct Recovery {
+    map: ClusterMap,
+    addr: CoreAddr,
+    groups: BTreeMap<GroupId, GroupRecovery>,
+    damaged: BTreeMap<GroupId, String>,
+    tail_bytes_max: usize,
+    hasher: RandomState,
+    ignored: u64,
+}
+
+/// What has been read of one group.
+struct GroupRecovery {
+    hard_state: HardState,
+    base: LogPosition,
+    base_membership: Membership,
+    /// First entry of each run of equal terms. The first run may start after `base` while
+    /// records are read: what was forgotten is forgotten by segments, not at once.
+    runs: Vec<LogPosition>,
+    last: LogIndex,
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    memberships: Vec<Entry>,
+    /// Membership read for a base whose purge has not come yet.
+    next_base: Option<(LogPosition, Membership)>,
+    thawing: BTreeMap<ShardId, Thawing>,
+    shards: BTreeMap<ShardId, (Begin, Shard)>,
+}
+
+impl Recovery {
+    /// Nothing on disk yet.
+    pub fn new(map: ClusterMap, addr: CoreAddr) -> Self {
+        let count = map.groups_on(addr).count().max(1);
+        let tail_bytes_max = (TAIL_BYTES_TOTAL / count).max(TAIL_BYTES_MIN);
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        Self {
+            map,
+            addr,
+            groups: BTreeMap::new(),
+            damaged: BTreeMap::new(),
+            tail_bytes_max,
+            hasher,
+            ignored: 0,
+        }
+    }
+
+    /// Takes the next record of the log.
+    pub fn record(&mut self, record: Record) {
+        let id = record.group();
+        let here = id.get() < self.map.group_count()
+            && self.map.core_of(id) == self.addr.core
+            && self.map.replicas(id).any(|node| node == self.addr.node);
+        if !here {
+            self.ignored += 1;
+            return;
+        }
+        let map = &self.map;
+        let group = self.groups.entry(id).or_insert_with(|| GroupRecovery::new(id, map));
+        let understood = match record {
+            Record::Entry { entry, .. } => group.entry(entry, self.tail_bytes_max),
+            Record::HardState { hard_state, .. } => {
+                group.hard_state = hard_state;
+                true
+            }
+            Record::State { payload, .. } => {
+                group.state(payload.bytes(), &self.map, id, &self.hasher)
+            }
+            Record::Purge { base, .. } => group.purge(base),
+        };
+        self.ignored += u64::from(!understood);
+    }
+
+    /// Records that belong to no group of this core or contradict those before them.
+    pub const fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// The groups that have records, for the driver's report.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
+    }
+
+    /// The log could not be read in full for this group: it must not take part in anything, for
+    /// it may have forgotten a vote or an acknowledged entry. [`crate::Core`] leaves it out.
+    pub fn mark_damaged(&mut self, group: GroupId, why: impl Into<String>) {
+        self.damaged.entry(group).or_insert_with(|| why.into());
+    }
+
+    /// Groups that are not fit to take part, and why: those marked, and those whose records do
+    /// not add up. Complete once all records are in.
+    pub fn damaged(&self) -> BTreeMap<GroupId, String> {
+        let mut damaged = self.damaged.clone();
+        for (&id, group) in &self.groups {
+            if let Some(why) = group.contradiction(id, &self.map) {
+                damaged.entry(id).or_insert(why);
+            }
+        }
+        damaged
+    }
+
+    /// Everything read of one group, or what a group starts from.
+    pub(crate) fn take(&mut self, id: GroupId, hasher: &RandomState) -> (Recovered, Store) {
+        let group = self.groups.remove(&id).unwrap_or_else(|| GroupRecovery::new(id, &self.map));
+        let mut store = Store::new(id, &self.map, hasher);
+        if group.shards.len() == store.shards().len() {
+            let oldest = group.shards.values().map(|(begin, _)| begin).min_by_key(|b| b.at.index);
+            store.set_clock(oldest.map_or(0, |begin| begin.clock));
+        }
+        for (_, shard) in group.shards.into_values() {
+            store.replace_shard(shard);
+        }
+        let recovered = Recovered {
+            hard_state: group.hard_state,
+            base: group.base,
+            membership: group.base_membership,
+            runs: group.runs,
+            last: group.last,
+            tail: group.tail.into(),
+            memberships: group.memberships,
+        };
+        (recovered, store)
+    }
+}
+
+impl GroupRecovery {
+    fn new(id: GroupId, map: &ClusterMap) -> Self {
+        Self {
+            hard_state: HardState::default(),
+            base: LogPosition::default(),
+            base_membership: Membership::of_voters(map.replicas(id)),
+            runs: Vec::new(),
+            last: LogIndex::ZERO,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            memberships: Vec::new(),
+            next_base: None,
+            thawing: BTreeMap::new(),
+            shards: BTreeMap::new(),
+        }
+    }
+
+    fn entry(&mut self, entry: Entry, tail_bytes_max: usize) -> bool {
+        if entry.index <= self.base.index {
+            return true;
+        }
+        if entry.index > self.last.next() {
+            // What is missing must lie before a base that a later record names.
+            self.clear();
+        } else if entry.index <= self.last {
+            self.truncate(entry.index);
+        }
+        if self.runs.last().is_none_or(|run| run.term != entry.term) {
+            self.runs.push(entry.position());
+        }
+        if entry.kind == EntryKind::Membership {
+            self.memberships.push(entry.clone());
+        }
+        self.last = entry.index;
+        self.tail_bytes += entry.size_bytes();
+        self.tail.push_back(entry);
+        while self.tail_bytes > tail_bytes_max && self.tail.len() > 1 {
+            self.pop_front();
+        }
+        true
+    }
+
+    /// Why the records do not add up to a group's state, if they do not.
+    fn contradiction(&self, id: GroupId, map: &ClusterMap) -> Option<String> {
+        let base = self.base.index;
+        if let Some(first) = self.runs.first().filter(|first| first.index > base.next()) {
+            return Some(format!("entries between {base} and {} are missing", first.index));
+        }
+        if base == LogIndex::ZERO {
+            return None;
+        }
+        let missing = shards_of(id, map).find(|shard| {
+            self.shards.get(shard).is_none_or(|(begin, _)| begin.at.index < base)
+        })?;
+        Some(format!("shard {} has no snapshot at or after {base}", missing.0))
+    }
+
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.memberships.clear();
+        self.tail.clear();
+        self.tail_bytes = 0;
+    }
+
+    /// Drops the entries from `first` on.
+    fn truncate(&mut self, first: LogIndex) {
+        self.runs.retain(|run| run.index < first);
+        self.memberships.retain(|entry| entry.index < first);
+        while self.tail.back().is_some_and(|entry| entry.index >= first) {
+            let entry = self.tail.pop_back().expect("just seen");
+            self.tail_bytes -= entry.size_bytes();
+        }
+        self.last = first.prev();
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.tail.pop_front() {
+            self.tail_bytes -= entry.size_bytes();
+        }
+    }
+
+    fn term_of(&self, index: LogIndex) -> Option<Term> {
+        if index > self.last {
+            return None;
+        }
+        // None also before the first run.
+        self.runs.iter().rev().find(|run| run.index <= index).map(|run| run.term)
+    }
+
+    /// The log now starts after `base`.
+    fn purge(&mut self, base: LogPosition) -> bool {
+        if base.index <= self.base.index {
+            return true;
+        }
+        let membership = self.memberships.iter().rev().find(|entry| entry.index <= base.index);
+        if let Some((_, membership)) = self.next_base.take_if(|(at, _)| *at == base) {
+            self.base_membership = membership;
+        } else if let Some(Ok(membership)) =
+            membership.map(|entry| Membership::decode(entry.payload.bytes()))
+        {
+            self.base_membership = membership;
+        }
+        let first = self.runs.first().map(|run| run.index);
+        if self.term_of(base.index) == Some(base.term) {
+            let term_after = self.term_of(base.index.next());
+            self.runs.retain(|run| run.index > base.index.next());
+            if let Some(term) = term_after {
+                self.runs.insert(0, LogPosition { term, index: base.index.next() });
+            }
+            self.memberships.retain(|entry| entry.index > base.index);
+            while self.tail.front().is_some_and(|entry| entry.index <= base.index) {
+                self.pop_front();
+            }
+        } else if first.is_none_or(|first| base.index >= first) {
+            // The log held something else there, or nothing: a snapshot has replaced it.
+            self.clear();
+            self.last = base.index;
+        }
+        self.base = base;
+        true
+    }
+
+    fn state(
+        &mut self,
+        bytes: &[u8],
+        map: &ClusterMap,
+        id: GroupId,
+        hasher: &RandomState,
+    ) -> bool {
+        match Piece::parse(bytes) {
+            Ok(Piece::Begin(begin)) => {
+                let ours = begin.shard.0 < map.shard_count() && map.group_of(begin.shard) == id;
+                if ours {
+                    let blank = Store::blank_shard(begin.shard, map, hasher);
+                    self.thawing.insert(begin.shard, Thawing::new(begin, blank));
+                }
+                ours
+            }
+            Ok(Piece::Items { shard, index, items }) => match self.thawing.get_mut(&shard) {
+                Some(thawing) if thawing.begin.at.index == index => {
+                    let whole = thawing.add(items).is_ok();
+                    if !whole {
+                        self.thawing.remove(&shard);
+                    }
+                    whole
+                }
+                // Its beginning was forgotten, which means that a newer snapshot is whole.
+                _ => true,
+            },
+            Ok(Piece::End { shard, index, digest }) => match self.thawing.remove(&shard) {
+                Some(thawing) if thawing.begin.at.index == index => {
+                    let begin = thawing.begin;
+                    let Ok(thawed) = thawing.finish(digest) else { return false };
+                    self.shards.insert(shard, (begin, thawed));
+                    true
+                }
+                _ => true,
+            },
+            Ok(Piece::Base { base, membership }) => match Membership::decode(membership) {
+                Ok(membership) => {
+                    if base == self.base {
+                        self.base_membership = membership;
+                    } else {
+                        self.next_base = Some((base, membership));
+                    }
+                    true
+                }
+                Err(_) => false,
+            },
+            Err(_) => false,
+        }
+    }
+}

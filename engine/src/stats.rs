@@ -1,0 +1,107 @@
+//! Numbers for `INFO`, metrics and status tables.
+
+use coracle_raft::{GroupId, LogIndex, NodeId, Role, Term};
+
+/// Counters and levels of one core. Counters start at zero with the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreStats {
+    /// Groups with a replica here.
+    pub groups: u64,
+    /// Groups led here.
+    pub leaders: u64,
+    /// Groups with a replica here whose leader is not known.
+    pub leaderless: u64,
+    /// Keys of all groups here.
+    pub keys: u64,
+    /// Keys of the groups led here.
+    pub keys_led: u64,
+    /// Keys that will expire, of all groups here.
+    pub keys_with_expiry: u64,
+    /// Bytes of keys, values and indexes.
+    pub memory_bytes: u64,
+    /// From this many bytes on, commands that add data are refused.
+    pub memory_budget_bytes: u64,
+    /// Bytes of writes whose outcome is open.
+    pub uncommitted_bytes: u64,
+    /// Writes whose outcome is open.
+    pub proposals_open: u64,
+    /// Reads that wait.
+    pub reads_open: u64,
+    /// Commands that other cores work on.
+    pub forwards_open: u64,
+    /// Commands that wait for a leader.
+    pub parked: u64,
+    /// Times a replica here became leader (counter).
+    pub elections_won: u64,
+    /// Times a replica here saw its leader change (counter).
+    pub leader_changes: u64,
+    /// Leaderships handed to a group's preferred leader (counter).
+    pub balanced: u64,
+    /// Client commands received (counter).
+    pub commands: u64,
+    /// Writes appended to a log here as leader (counter).
+    pub proposals: u64,
+    /// Entries seen committed (counter).
+    pub committed: u64,
+    /// Entries applied (counter).
+    pub applied: u64,
+    /// Reads answered here (counter).
+    pub reads_served: u64,
+    /// Commands sent to other cores (counter).
+    pub forwarded: u64,
+    /// Commands of other cores received (counter).
+    pub forwards_received: u64,
+    /// Commands of other cores refused because this one does not lead (counter).
+    pub forwards_refused: u64,
+    /// Clients told to go elsewhere (counter).
+    pub moved: u64,
+    /// Commands refused because of limits (counter).
+    pub refused_overload: u64,
+    /// Commands refused because memory is used up (counter).
+    pub refused_memory: u64,
+    /// Answers that left the outcome open (counter).
+    pub uncertain: u64,
+    /// Writes whose place in the log another leader took; each was tried again (counter).
+    pub lost_proposals: u64,
+    /// Messages that made no sense and were dropped (counter).
+    pub ignored_messages: u64,
+    /// Reading entries back from the disk failed (counter).
+    pub failed_loads: u64,
+    /// Disk batches made (counter).
+    pub batches: u64,
+    /// Shard snapshots made durable (counter).
+    pub checkpoints: u64,
+    /// Snapshots taken over from leaders (counter).
+    pub snapshots_installed: u64,
+}
+
+/// One replica, for status tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Which group.
+    pub group: GroupId,
+    /// What this replica is.
+    pub role: Role,
+    /// Its term.
+    pub term: Term,
+    /// The leader it knows.
+    pub leader: Option<NodeId>,
+    /// Everything up to here is committed, as far as it knows.
+    pub commit: LogIndex,
+    /// Everything up to here is applied.
+    pub applied: LogIndex,
+    /// The last entry of its log.
+    pub last: LogIndex,
+    /// The log starts after this entry.
+    pub base: LogIndex,
+    /// Keys it holds.
+    pub keys: u64,
+    /// Bytes of keys, values and indexes.
+    pub bytes: u64,
+    /// Milliseconds of its log clock.
+    pub log_clock: u64,
+    /// Writes proposed here whose outcome is open.
+    pub proposals_open: u64,
+    /// Reads that wait here.
+    pub reads_open: u64,
+}

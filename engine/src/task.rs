@@ -1,0 +1,91 @@
+//! A command on its way: who asked, until when, and the answers that stand for "not done".
+
+use coracle_raft::NodeId;
+
+use crate::command::Command;
+use crate::{CoreAddr, ReadMode, Reply, Token, Via, WallMillis};
+
+/// Who waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A client of this core.
+    Client(Token),
+    /// Another core; `link` tells its links apart, so that no answer goes to its next life.
+    Forwarded { from: CoreAddr, id: u64, link: u32 },
+}
+
+/// A command that has not been answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) origin: Origin,
+    pub(crate) via: Via,
+    pub(crate) read_mode: ReadMode,
+    pub(crate) after_writes: bool,
+    pub(crate) at: WallMillis,
+    pub(crate) command: Command,
+    /// How often it was sent on or started again.
+    pub(crate) hops: u8,
+    /// Tick from which it is given up where that is certain to be harmless.
+    pub(crate) deadline: u64,
+}
+
+impl Task {
+    /// Bytes it holds while it waits.
+    pub(crate) fn size_bytes(&self) -> usize {
+        size_of::<Self>() + self.command.payload.len()
+    }
+}
+
+/// Answers collected while groups work; the core sends them.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pub(crate) replies: Vec<(Origin, Reply)>,
+    /// Commands certainly not appended that must find another way.
+    pub(crate) again: Vec<Task>,
+}
+
+impl Outbox {
+    pub(crate) fn reply(&mut self, origin: Origin, reply: Reply) {
+        self.replies.push((origin, reply));
+    }
+}
+
+/// The command may have been applied, or may be later: never to be retried by itself.
+pub(crate) fn uncertain(why: &str) -> Reply {
+    Reply::Error(format!("UNCERTAIN outcome unknown: {why}"))
+}
+
+/// The command was certainly not appended: this core has too much on its hands.
+pub(crate) fn overloaded(what: &str, limit: usize) -> Reply {
+    Reply::Error(format!("TRYAGAIN server is overloaded: {what} reached {limit}"))
+}
+
+/// The command was certainly not appended: nobody who could do it was found in time.
+pub(crate) fn try_again() -> Reply {
+    Reply::error("TRYAGAIN no leader answered in time, the command was not executed")
+}
+
+/// The command was certainly not appended: the slot's group has no leader.
+pub(crate) fn not_served() -> Reply {
+    Reply::error("CLUSTERDOWN Hash slot not served")
+}
+
+/// The command was certainly not appended: memory is used up.
+pub(crate) fn out_of_memory() -> Reply {
+    Reply::error("OOM command not allowed when used memory > 'maxmemory'.")
+}
+
+const REROUTE: &str = "REROUTE ";
+
+/// What a core answers to a [`crate::Forward`] it cannot serve: certainly not appended, try
+/// `leader`. Never shown to clients.
+pub(crate) fn reroute(leader: Option<NodeId>) -> Reply {
+    Reply::Error(format!("{REROUTE}{}", leader.map_or(0, NodeId::get)))
+}
+
+/// Reads a [`reroute`] answer: `Some(hint)` if it is one.
+pub(crate) fn parse_reroute(reply: &Reply) -> Option<Option<NodeId>> {
+    let Reply::Error(text) = reply else { return None };
+    let node = text.strip_prefix(REROUTE)?.parse::<u32>().unwrap_or(0);
+    Some((node != 0).then(|| NodeId::new(node)))
+}

@@ -1,0 +1,236 @@
+//! Checkpoints, compaction, recovery from them, and snapshots to replicas that are too far
+//! behind.
+
+use coracle_raft::{GroupId, LogIndex, NodeId, Record};
+
+use super::show;
+use crate::testing::{Cluster, ClusterOptions, addr};
+use crate::{CoreAddr, Reply};
+
+fn cluster(groups: u32, seed: u64) -> Cluster {
+    let options = ClusterOptions { groups, shards: 8, seed, ..ClusterOptions::default() };
+    let mut cluster = Cluster::with_config(options, |config| config.cache_bytes_max = 1 << 20);
+    cluster.wait_for_leaders();
+    cluster
+}
+
+/// Writes of every kind, so that snapshots hold shared, computed and expiring values.
+fn write_some(cluster: &mut Cluster, at: CoreAddr, from: u32, to: u32) {
+    let long = "x".repeat(300);
+    for i in from..to {
+        let k = i % 97;
+        let command = match i % 5 {
+            0 => format!("SET s{k} {long}{i}"),
+            1 => format!("INCR n{k}"),
+            2 => format!("APPEND a{k} {i}"),
+            3 => format!("SET t{k} v PX {}", 100 + i % 1000),
+            _ => format!("DEL s{}", (k * 5) % 97),
+        };
+        let reply = cluster.call(at, &command);
+        assert!(!show(&reply).starts_with('-'), "{command}: {reply:?}");
+    }
+}
+
+/// Steps until every shard of every core has been written `times` over.
+fn full_checkpoint(cluster: &mut Cluster, bytes: usize, times: u64) {
+    let count = |cluster: &Cluster| {
+        cluster.map().cores().map(|at| cluster.core(at).stats().checkpoints).min().unwrap()
+    };
+    let want = count(cluster) + times * u64::from(cluster.map().shard_count());
+    for _ in 0..20_000 {
+        if count(cluster) >= want {
+            return;
+        }
+        cluster.checkpoint(bytes);
+        cluster.run(1);
+    }
+    panic!("the checkpoint never ends: {} of {want}", count(cluster));
+}
+
+fn base(cluster: &Cluster, at: CoreAddr, group: u32) -> LogIndex {
+    cluster.core(at).group_status(GroupId::new(group)).unwrap().base
+}
+
+/// Logs are cut and disks shrink; everything is still there after a restart of all nodes.
+#[test]
+fn checkpoints_cut_the_log_and_restarts_recover_from_them() {
+    for (seed, bytes) in [(1, 1), (2, 1000), (3, 1 << 20)] {
+        let mut cluster = cluster(2, seed);
+        write_some(&mut cluster, addr(1, 0), 0, 600);
+        let before = cluster.disk(addr(1, 0)).count();
+        full_checkpoint(&mut cluster, bytes, 2);
+        write_some(&mut cluster, addr(2, 0), 600, 700);
+        cluster.assert_replicas_agree();
+        for at in cluster.map().cores().collect::<Vec<_>>() {
+            assert!(base(&cluster, at, 0) > LogIndex::new(100), "the log of {at} was not cut");
+            assert!(cluster.disk(at).count() < before, "the disk of {at} does not shrink");
+        }
+        let digests = |cluster: &Cluster| {
+            [0, 1].map(|g| cluster.core(addr(1, 0)).digest(GroupId::new(g)).unwrap())
+        };
+        let values: Vec<Reply> =
+            (0..97).map(|k| cluster.call(addr(3, 0), &format!("GET s{k}"))).collect();
+        for node in 1..=3 {
+            cluster.kill(node);
+        }
+        for node in 1..=3 {
+            cluster.start(node);
+        }
+        cluster.wait_for_leaders();
+        cluster.assert_replicas_agree();
+        for (k, want) in values.iter().enumerate() {
+            let got = show(&cluster.call(addr(1, 0), &format!("GET s{k}")));
+            assert_eq!(got, show(want), "seed {seed}: s{k}");
+        }
+        let _ = digests(&cluster);
+    }
+}
+
+/// A replica that restarts from a checkpoint in the middle of its life, with the other two going
+/// on, holds the same data as they do, whatever was being written when it died.
+#[test]
+fn a_replica_killed_during_a_checkpoint_recovers_the_same_data() {
+    for seed in 1..=12 {
+        let mut cluster = cluster(2, seed);
+        let victim = 1 + (seed % 3) as u32;
+        let other = addr(victim % 3 + 1, 0);
+        write_some(&mut cluster, other, 0, 200);
+        full_checkpoint(&mut cluster, 1 << 20, 1);
+        for part in 0..seed {
+            cluster.checkpoint(700);
+            let from = 200 + part as u32 * 10;
+            write_some(&mut cluster, other, from, from + 10);
+        }
+        cluster.checkpoint(700);
+        cluster.run(seed % 4);
+        cluster.kill(victim);
+        // Leadership may have to move first: commands wait for it.
+        cluster.run(1500);
+        write_some(&mut cluster, other, 400, 450);
+        cluster.start(victim);
+        cluster.assert_replicas_agree();
+        full_checkpoint(&mut cluster, 1 << 16, 2);
+        cluster.assert_replicas_agree();
+    }
+}
+
+/// A replica whose entries everybody has forgotten gets the shards instead, and then the rest.
+#[test]
+fn a_replica_too_far_behind_gets_a_snapshot() {
+    for seed in 1..=4 {
+        let mut cluster = cluster(2, seed);
+        let victim = 1 + (seed % 3) as u32;
+        let other = addr(victim % 3 + 1, 0);
+        write_some(&mut cluster, other, 0, 100);
+        cluster.kill(victim);
+        cluster.run(1500);
+        write_some(&mut cluster, other, 100, 500);
+        let live: Vec<_> = (1..=3).filter(|&n| n != victim).map(|n| addr(n, 0)).collect();
+        let cut = |cluster: &Cluster| {
+            live.iter().all(|&at| (0..2).all(|g| base(cluster, at, g) > LogIndex::new(100)))
+        };
+        for _ in 0..3000 {
+            if cut(&cluster) {
+                break;
+            }
+            cluster.checkpoint(1 << 20);
+            cluster.run(1);
+        }
+        assert!(cut(&cluster), "seed {seed}: the logs were not cut");
+        cluster.start(victim);
+        for part in 0..20 {
+            write_some(&mut cluster, other, 500 + part * 5, 505 + part * 5);
+            cluster.run(3);
+        }
+        cluster.assert_replicas_agree();
+        let stats = cluster.core(addr(victim, 0)).stats();
+        assert_eq!(stats.snapshots_installed, 2, "seed {seed}: one for each group");
+        // And what it got is on its own disk.
+        cluster.kill(victim);
+        cluster.start(victim);
+        cluster.assert_replicas_agree();
+        full_checkpoint(&mut cluster, 1 << 20, 2);
+        cluster.kill(victim);
+        cluster.start(victim);
+        cluster.assert_replicas_agree();
+    }
+}
+
+/// A snapshot that stops in the middle, because its leader or its receiver dies, is begun again.
+#[test]
+fn an_interrupted_snapshot_is_begun_again() {
+    for seed in 1..=6 {
+        let mut cluster = cluster(1, seed);
+        let leader = cluster.leader(0).unwrap();
+        let victim = leader.node.get() % 3 + 1;
+        let third = victim % 3 + 1;
+        write_some(&mut cluster, leader, 0, 50);
+        cluster.kill(victim);
+        // More than a window's worth of pieces.
+        let value = vec![b'v'; 100_000];
+        for i in 0..60 {
+            let key = format!("big{i}");
+            let token = cluster.submit(leader, &[b"SET", key.as_bytes(), &value]);
+            assert_eq!(cluster.wait(token), Reply::OK);
+        }
+        while base(&cluster, leader, 0) < LogIndex::new(60)
+            || base(&cluster, addr(third, 0), 0) < LogIndex::new(60)
+        {
+            cluster.checkpoint(8 << 20);
+            cluster.run(1);
+        }
+        cluster.start(victim);
+        let begun = |cluster: &Cluster| {
+            let state = |record: &&Record| matches!(record, Record::State { .. });
+            cluster.disk(addr(victim, 0)).filter(state).count() > 5
+        };
+        assert!(cluster.run_until(5000, begun), "seed {seed}: no pieces arrive");
+        let at = addr(victim, 0);
+        assert_eq!(cluster.core(at).stats().snapshots_installed, 0, "seed {seed}: too late");
+        match seed % 3 {
+            0 => {
+                cluster.kill(victim);
+                cluster.run(10);
+                cluster.start(victim);
+            }
+            1 => {
+                cluster.isolate(leader.node.get());
+                cluster.run(1500);
+                cluster.heal();
+            }
+            _ => {
+                let core = cluster.core_mut(leader);
+                assert!(core.transfer_leadership(GroupId::new(0), NodeId::new(third)));
+            }
+        }
+        cluster.run(100);
+        cluster.assert_replicas_agree();
+        assert!(cluster.core(at).stats().snapshots_installed >= 1, "seed {seed}");
+    }
+}
+
+/// Records that do not add up make a group unfit: it is left out instead of forgetting.
+#[test]
+fn a_group_whose_records_do_not_add_up_is_left_out() {
+    let mut cluster = cluster(1, 1);
+    write_some(&mut cluster, addr(1, 0), 0, 100);
+    full_checkpoint(&mut cluster, 1 << 20, 2);
+    let records: Vec<Record> = cluster.disk(addr(1, 0)).cloned().collect();
+    let recover = |keep: &dyn Fn(&Record) -> bool| {
+        let mut recovery = crate::Recovery::new(cluster.map().clone(), addr(1, 0));
+        records.iter().filter(|record| keep(record)).for_each(|r| recovery.record(r.clone()));
+        recovery.damaged().into_values().next()
+    };
+    assert_eq!(recover(&|_| true), None);
+    let why = recover(&|record| !matches!(record, Record::State { .. })).unwrap();
+    assert!(why.contains("has no snapshot"), "{why}");
+    let why = recover(&|record| !matches!(record, Record::Purge { .. })).unwrap();
+    assert!(why.contains("are missing"), "{why}");
+    let mut recovery = crate::Recovery::new(cluster.map().clone(), addr(1, 0));
+    recovery.mark_damaged(GroupId::new(0), "bad sector");
+    let core = crate::Core::new(
+        crate::CoreConfig::new(addr(1, 0), cluster.map().clone()),
+        recovery,
+    );
+    assert_eq!(core.groups_hosted().count(), 0);
+}

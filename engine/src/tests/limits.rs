@@ -1,0 +1,90 @@
+//! What is bounded is refused beyond its bound, with a retryable answer, and recovers.
+
+use super::show;
+use crate::testing::{Cluster, ClusterOptions, addr};
+use crate::{CoreConfig, Reply};
+
+fn single(configure: fn(&mut CoreConfig)) -> Cluster {
+    let options =
+        ClusterOptions { nodes: 1, shards: 1, groups: 1, tick_ms: 0, ..ClusterOptions::default() };
+    let mut cluster = Cluster::with_config(options, configure);
+    cluster.wait_for_leaders();
+    cluster
+}
+
+/// Reaching the memory budget refuses what adds data; deleting still works and makes room.
+#[test]
+fn a_full_memory_budget_refuses_what_adds_data() {
+    let mut cluster = single(|config| config.memory_budget_bytes = 64 << 10);
+    let at = addr(1, 0);
+    let value = "x".repeat(1000);
+    let mut stored = 0;
+    while cluster.call(at, &format!("SET k{stored} {value}")) == Reply::OK {
+        stored += 1;
+        assert!(stored < 100, "the budget is never reached");
+    }
+    assert!(stored > 40, "refused after {stored} values");
+    for command in ["SET a b", "APPEND k0 x", "INCR n", "MSET a b", "SETRANGE k0 1 x", "SETNX a b"] {
+        let got = show(&cluster.call(at, command));
+        assert_eq!(got, "-OOM command not allowed when used memory > 'maxmemory'.", "{command}");
+    }
+    for command in ["GET k0", "EXPIRE k0 100", "PERSIST k0", "STRLEN k0"] {
+        let got = show(&cluster.call(at, command));
+        assert!(!got.starts_with('-'), "{command}: {got}");
+    }
+    for i in 0..stored {
+        assert_eq!(show(&cluster.call(at, &format!("DEL k{i}"))), ":1");
+    }
+    assert_eq!(cluster.core(at).stats().memory_bytes, 0);
+    assert_eq!(cluster.call(at, "SET a b"), Reply::OK);
+}
+
+/// Writes in flight are bounded in bytes; the refused ones were certainly not executed.
+#[test]
+fn writes_in_flight_are_bounded() {
+    let mut cluster = single(|config| config.inflight_bytes_max = 10 << 20);
+    let at = addr(1, 0);
+    cluster.freeze_disk(1, true);
+    let value = vec![b'v'; 1 << 20];
+    let tokens: Vec<_> = (0..20)
+        .map(|i| cluster.submit(at, &[b"SET", format!("k{i}").as_bytes(), &value]))
+        .collect();
+    let refused = |cluster: &Cluster, token| {
+        cluster.answer(token).is_some_and(|reply| show(reply).starts_with("-TRYAGAIN server is overloaded"))
+    };
+    let count = tokens.iter().filter(|&&token| refused(&cluster, token)).count();
+    assert_eq!(count, 11, "nine of a little more than 1 MiB fit in 10 MiB");
+    cluster.freeze_disk(1, false);
+    cluster.run(100);
+    for (i, token) in tokens.into_iter().enumerate() {
+        let done = cluster.wait(token) == Reply::OK;
+        let exists = cluster.call(at, &format!("EXISTS k{i}"));
+        assert_eq!(exists, Reply::Integer(i64::from(done)), "k{i}");
+    }
+    assert_eq!(cluster.core(at).stats().uncommitted_bytes, 0);
+}
+
+/// Without a leader commands wait, in bounded number, and are then refused as not executed.
+#[test]
+fn parked_commands_are_bounded_in_number_and_time() {
+    let configure: fn(&mut CoreConfig) = |config| {
+        config.parked_max = 10;
+        config.forward_timeout_ticks = 30;
+    };
+    let mut cluster = Cluster::with_config(ClusterOptions::default(), configure);
+    cluster.wait_for_leaders();
+    cluster.kill(2);
+    cluster.kill(3);
+    cluster.run(2000);
+    let at = addr(1, 0);
+    let tokens: Vec<_> = (0..15).map(|_| cluster.submit(at, &[b"INCR", b"n"])).collect();
+    let answered = tokens.iter().filter(|&&token| cluster.answer(token).is_some()).count();
+    assert_eq!(answered, 5, "ten of fifteen may wait");
+    for token in tokens {
+        assert_eq!(show(&cluster.wait(token)), "-CLUSTERDOWN Hash slot not served");
+    }
+    assert_eq!(cluster.core(at).stats().parked, 0);
+    cluster.start(2);
+    cluster.start(3);
+    assert_eq!(cluster.call(at, "GET n"), Reply::Null, "none of them was executed");
+}

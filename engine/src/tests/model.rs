@@ -1,0 +1,186 @@
+//! Random commands on the store against a plain model.
+
+use std::collections::BTreeMap;
+
+use ahash::RandomState;
+use coracle_raft::{GroupId, LogIndex};
+use proptest::prelude::*;
+
+use super::show;
+use crate::apply;
+use crate::command::decode;
+use crate::command::encoding::View;
+use crate::store::Store;
+use crate::testing::map_of;
+use crate::WallMillis;
+
+/// Key → (value, expiry; 0: none).
+type Model = BTreeMap<String, (String, u64)>;
+
+#[derive(Clone, Debug)]
+struct Op {
+    words: Vec<String>,
+    /// Milliseconds since the operation before.
+    later: u64,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let key = (0..6u8).prop_map(|k| format!("k{k}"));
+    let value = prop_oneof![
+        (-5..5i64).prop_map(|n| n.to_string()),
+        "[a-c]{0,3}",
+        "[xyz]{70,80}"
+    ];
+    let ms = (1..60u64).prop_map(|ms| ms.to_string());
+    let words = (0..14u8, key.clone(), key, value, ms).prop_map(|(op, a, b, v, ms)| match op {
+        0 => vec!["SET".into(), a, v],
+        1 => vec!["SET".into(), a, v, "PX".into(), ms],
+        2 => vec!["SET".into(), a, v, "NX".into(), "GET".into()],
+        3 => vec!["SET".into(), a, v, "XX".into(), "KEEPTTL".into()],
+        4 => vec!["GET".into(), a],
+        5 => vec!["DEL".into(), a, b],
+        6 => vec!["APPEND".into(), a, v],
+        7 => vec!["INCRBY".into(), a, "3".into()],
+        8 => vec!["PEXPIRE".into(), a, ms],
+        9 => vec!["PERSIST".into(), a],
+        10 => vec!["MSET".into(), a, v.clone(), b, v],
+        11 => vec!["GETDEL".into(), a],
+        12 => vec!["PTTL".into(), a],
+        _ => vec!["EXISTS".into(), a, b],
+    });
+    let op = (words, 0..20u64).prop_map(|(words, later)| Op { words, later });
+    prop::collection::vec(op, 1..120)
+}
+
+/// What the command answers and does, in the simplest words.
+fn expected(model: &mut Model, words: &[String], now: u64) -> String {
+    model.retain(|_, (_, expiry)| *expiry == 0 || *expiry > now);
+    let word = |i: usize| words.get(i).map_or("", String::as_str);
+    let key = word(1).to_owned();
+    let old = model.get(&key).cloned();
+    let shown = |old: &Option<(String, u64)>| {
+        old.as_ref().map_or("_".to_owned(), |(value, _)| format!("${value}"))
+    };
+    let expiry = old.as_ref().map_or(0, |(_, expiry)| *expiry);
+    match (word(0), word(3)) {
+        ("SET", "") => {
+            model.insert(key, (word(2).into(), 0));
+            "+OK".into()
+        }
+        ("SET", "PX") => {
+            model.insert(key, (word(2).into(), now + word(4).parse::<u64>().unwrap()));
+            "+OK".into()
+        }
+        ("SET", "NX") => {
+            model.entry(key).or_insert((word(2).into(), 0));
+            shown(&old)
+        }
+        ("SET", _) if old.is_none() => "_".into(),
+        ("SET", _) => {
+            model.insert(key, (word(2).into(), expiry));
+            "+OK".into()
+        }
+        ("GET", _) => shown(&old),
+        ("DEL", _) => {
+            let gone = [word(1), word(2)].iter().filter(|k| model.remove(**k).is_some()).count();
+            format!(":{gone}")
+        }
+        ("APPEND", _) => {
+            let value = format!("{}{}", old.map_or(String::new(), |(v, _)| v), word(2));
+            let len = value.len();
+            model.insert(key, (value, expiry));
+            format!(":{len}")
+        }
+        ("INCRBY", _) => {
+            let number = old.map_or(Some(0), |(v, _)| {
+                v.parse::<i64>().ok().filter(|n| n.to_string() == v)
+            });
+            let Some(number) = number else {
+                return "-ERR value is not an integer or out of range".into();
+            };
+            model.insert(key, ((number + 3).to_string(), expiry));
+            format!(":{}", number + 3)
+        }
+        ("PEXPIRE", _) => match model.get_mut(&key) {
+            Some((_, expiry)) => {
+                *expiry = now + word(2).parse::<u64>().unwrap();
+                ":1".into()
+            }
+            None => ":0".into(),
+        },
+        ("PERSIST", _) => {
+            if let Some((_, expiry)) = model.get_mut(&key) {
+                *expiry = 0;
+            }
+            format!(":{}", u8::from(expiry != 0))
+        }
+        ("MSET", _) => {
+            model.insert(key, (word(2).into(), 0));
+            model.insert(word(3).into(), (word(4).into(), 0));
+            "+OK".into()
+        }
+        ("GETDEL", _) => {
+            model.remove(&key);
+            shown(&old)
+        }
+        ("PTTL", _) => match old {
+            None => ":-2".into(),
+            Some((_, 0)) => ":-1".into(),
+            Some((_, expiry)) => format!(":{}", expiry - now),
+        },
+        ("EXISTS", _) => {
+            let found = [word(1), word(2)].iter().filter(|k| model.contains_key(**k)).count();
+            format!(":{found}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    /// The store and the model give the same answers and hold the same keys; a second store fed
+    /// with the same log has the same digest; and all accounting returns to zero.
+    #[test]
+    fn the_store_agrees_with_the_model(ops in ops()) {
+        let map = map_of(1, 1, 1, 1);
+        let new = |seed| Store::new(GroupId::new(0), &map, &RandomState::with_seeds(seed, 2, 3, 4));
+        let (mut store, mut twin, mut model) = (new(1), new(99), Model::new());
+        let (mut now, mut index) = (1000, LogIndex::ZERO);
+        for Op { words, later } in &ops {
+            now += later;
+            let args: Vec<&[u8]> = words.iter().map(String::as_bytes).collect();
+            let command = decode(&args, WallMillis(now)).unwrap();
+            let want = expected(&mut model, words, now);
+            let view = View::parse(command.payload.bytes()).unwrap();
+            let got = match view.op.access() {
+                crate::command::Access::Write => {
+                    index = index.next();
+                    apply::write(&mut twin, index, &command.payload);
+                    apply::write(&mut store, index, &command.payload)
+                }
+                crate::command::Access::Read => match apply::read(&store, &view, WallMillis(now)) {
+                    Ok(reply) => reply,
+                    Err(behind) => {
+                        prop_assert_eq!(behind.0, WallMillis(now));
+                        store.advance_clock(now);
+                        twin.advance_clock(now);
+                        apply::read(&store, &view, WallMillis(now)).unwrap()
+                    }
+                },
+            };
+            prop_assert_eq!(show(&got), want, "{:?}", words);
+        }
+        prop_assert_eq!(store.digest(), twin.digest());
+        prop_assert_eq!((store.bytes(), store.keys()), (twin.bytes(), twin.keys()));
+        for (key, (value, _)) in &model {
+            let item = store.shards()[0].get(key.as_bytes(), now).item();
+            prop_assert_eq!(item.map(|item| item.value.bytes()), Some(value.as_bytes()));
+        }
+        for key in (0..6).map(|k| format!("k{k}")) {
+            index = index.next();
+            let del = decode(&[b"DEL", key.as_bytes()], WallMillis(now)).unwrap();
+            apply::write(&mut store, index, &del.payload);
+        }
+        prop_assert_eq!((store.bytes(), store.keys(), store.digest()), (0, 0, 0));
+        prop_assert_eq!(store.keys_with_expiry(), 0);
+    }
+}

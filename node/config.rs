@@ -1,0 +1,574 @@
+//! The effective configuration of a node: flags, then environment, then file, then default.
+//!
+//! In: [`Flags`], the environment, a TOML file. Out: a validated [`Config`] that remembers where
+//! each value came from. No other module parses files or flags of the server.
+
+mod file;
+mod flags;
+mod size;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use coracle_engine::{ClusterMap, NodeInfo};
+use coracle_raft::NodeId;
+use serde::Deserialize;
+
+use crate::fatal::Fatal;
+use crate::password::Password;
+
+pub(crate) use file::closest;
+use file::{File, FileNode};
+pub(crate) use flags::{CpuList, Flags};
+pub(crate) use size::ByteSize;
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A command-line flag.
+    Flag,
+    /// An environment variable.
+    Environment,
+    /// The configuration file.
+    File,
+    /// Nobody said anything.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Flag => "flag",
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// One value as `check-config` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// Its key in the file, with the table's name: `wal.segment_size`.
+    pub(crate) key: &'static str,
+    /// The value in the notation of the file.
+    pub(crate) value: String,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+}
+
+/// The write-ahead log of each core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WalConfig {
+    /// Size of one segment file. Default: 64 MiB. Range: 1 MiB..=1 GiB, a multiple of 4096.
+    pub(crate) segment_bytes: u64,
+    /// Whether the page cache is bypassed (`O_DIRECT`). Default: true.
+    pub(crate) direct_io: bool,
+    /// Most bytes of segments per core. Default: 8 GiB. At least four segments.
+    pub(crate) bytes_max: u64,
+}
+
+/// Timing of elections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RaftConfig {
+    /// Length of a tick. Default: 25. Range: 5..=1000.
+    pub(crate) tick_ms: u32,
+    /// Shortest election timeout; the longest is twice that. Default: 40. Range: 4..=10000.
+    pub(crate) election_ticks: u32,
+    /// Ticks between heartbeats. Default: 4. Less than half of `election_ticks`.
+    pub(crate) heartbeat_ticks: u32,
+}
+
+/// Everything a node needs to know to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// This node's number.
+    pub(crate) id: NodeId,
+    /// Name of the cluster.
+    pub(crate) cluster: String,
+    /// Directory for everything the node writes.
+    pub(crate) data_dir: PathBuf,
+    /// The CPU of each engine core; core `i` is pinned to the `i`-th.
+    pub(crate) cores: Vec<u16>,
+    /// Addresses to listen on. Default: 127.0.0.1.
+    pub(crate) bind: Vec<IpAddr>,
+    /// The client password, if there is one.
+    pub(crate) password: Option<Password>,
+    /// Whether other than loopback addresses may be used without a password. Default: false.
+    pub(crate) allow_insecure: bool,
+    /// Most client connections at once. Default: 10000. Range: 1..=1000000.
+    pub(crate) maxclients: u32,
+    /// Memory budget of the node, split over its cores. Default: 1 GiB per core. At least
+    /// 64 MiB per core.
+    pub(crate) maxmemory_bytes: u64,
+    /// Log levels. Default: `info`.
+    pub(crate) log: String,
+    /// Form of log lines. Default: text.
+    pub(crate) log_format: LogFormat,
+    /// The write-ahead log.
+    pub(crate) wal: WalConfig,
+    /// Timing of elections.
+    pub(crate) raft: RaftConfig,
+    /// Nodes, shards, groups, cores and who holds what.
+    pub(crate) map: ClusterMap,
+    /// Each value with its origin, in the order of the reference page.
+    pub(crate) settings: Vec<Setting>,
+}
+
+impl Config {
+    /// Reads the file named in `flags` and joins all sources. `from_environment` tells of a
+    /// flag's name whether its value came from the environment; `environment` reads a variable.
+    pub(crate) fn load(
+        flags: Flags,
+        from_environment: &dyn Fn(&str) -> bool,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Fatal> {
+        let file = match &flags.config {
+            Some(path) => file::read(path)?,
+            None => File::default(),
+        };
+        resolve(flags, file, from_environment, environment)
+    }
+
+    /// A stable 128-bit number made from the cluster's name.
+    pub(crate) fn cluster_id(&self) -> u128 {
+        stable_hash(&[self.cluster.as_bytes()])
+    }
+
+    /// A stable 128-bit number of one node of this cluster, made from its number.
+    pub(crate) fn node_uuid(&self, node: NodeId) -> u128 {
+        stable_hash(&[&self.cluster_id().to_le_bytes(), &node.get().to_le_bytes()])
+    }
+
+    /// This node's entry in the map.
+    pub(crate) fn me(&self) -> &NodeInfo {
+        self.map.node(self.id).expect("validate() found this node in the list")
+    }
+
+    /// The address of one of this node's cores.
+    #[cfg(test)]
+    pub(crate) fn core_addr(&self, core: u16) -> coracle_engine::CoreAddr {
+        coracle_engine::CoreAddr { node: self.id, core: coracle_engine::CoreId(core) }
+    }
+
+    /// Memory budget of one core.
+    pub(crate) fn memory_per_core_bytes(&self) -> u64 {
+        self.maxmemory_bytes / u64::from(self.map.core_count())
+    }
+
+    /// Every TCP address this node listens on, with what for.
+    pub(crate) fn listen_addresses(&self) -> Vec<(SocketAddr, &'static str)> {
+        let me = self.me();
+        let cores = self.map.core_count();
+        let ports = std::iter::once((me.plain_port, "clients (plain)"))
+            .chain((0..cores).map(|i| (me.core_port + i, "clients of one core")))
+            .chain((0..cores).map(|i| (me.peer_port + i, "peers")));
+        ports
+            .flat_map(|(port, what)| {
+                self.bind.iter().map(move |&ip| (SocketAddr::new(ip, port), what))
+            })
+            .collect()
+    }
+
+    /// The effective values as a table, one per line, each with its origin.
+    pub(crate) fn describe(&self) -> String {
+        let width = self.settings.iter().map(|s| s.key.len()).max().unwrap_or(0);
+        self.settings
+            .iter()
+            .map(|s| format!("{:width$} = {}  # {}\n", s.key, s.value, s.origin))
+            .collect()
+    }
+
+    fn validate(&self) -> Result<(), Fatal> {
+        if self.map.node(self.id).is_none() {
+            let known: Vec<_> = self.map.nodes().iter().map(|n| n.id.get().to_string()).collect();
+            return Err(Fatal::usage(
+                "this node is not in the list of nodes",
+                format!("id is {}, the list has {}", self.id.get(), known.join(", ")),
+                "correct `id` (--id) or add the node to [[nodes]] (--node)",
+            ));
+        }
+        self.validate_ports()?;
+        self.validate_ranges()?;
+        self.validate_exposure()
+    }
+
+    fn validate_ranges(&self) -> Result<(), Fatal> {
+        let cores = u64::from(self.map.core_count());
+        let raft = self.raft;
+        in_range("maxclients", u64::from(self.maxclients), 1, 1_000_000)?;
+        in_range("maxmemory", self.maxmemory_bytes, cores * (64 << 20), 1 << 50)?;
+        in_range("wal.segment_size", self.wal.segment_bytes, 1 << 20, 1 << 30)?;
+        in_range(
+            "wal.max_size",
+            self.wal.bytes_max,
+            4 * self.wal.segment_bytes,
+            1 << 50,
+        )?;
+        in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;
+        in_range("raft.election_ticks", u64::from(raft.election_ticks), 4, 10_000)?;
+        let heartbeat_max = u64::from((raft.election_ticks - 1) / 2).max(1);
+        in_range("raft.heartbeat_ticks", u64::from(raft.heartbeat_ticks), 1, heartbeat_max)?;
+        if !self.wal.segment_bytes.is_multiple_of(4096) {
+            return Err(Fatal::usage(
+                "wal.segment_size is impossible",
+                format!("{} is not a multiple of 4096", self.wal.segment_bytes),
+                "use a whole number of MiB",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ports of one node must not run into each other or past 65535.
+    fn validate_ports(&self) -> Result<(), Fatal> {
+        let cores = self.map.core_count();
+        let mut used: Vec<(&str, u32, u32, String)> = Vec::new();
+        for node in self.map.nodes() {
+            let blocks = [
+                ("port", node.plain_port, 1),
+                ("core_port", node.core_port, cores),
+                ("peer_port", node.peer_port, cores),
+            ];
+            for (what, first, count) in blocks {
+                let name = format!("{what} of node {}", node.id.get());
+                let (first, end) = (u32::from(first), u32::from(first) + u32::from(count));
+                if first == 0 || end > 65536 {
+                    return Err(Fatal::usage(
+                        format!("{name} is impossible"),
+                        format!("it needs ports {first} to {}, but ports are 1 to 65535", end - 1),
+                        "choose another port",
+                    ));
+                }
+                let clash = used.iter().find(|u| u.0 == node.host && u.1 < end && first < u.2);
+                if let Some((host, _, _, other)) = clash {
+                    return Err(Fatal::usage(
+                        format!("{name} and {other} overlap on {host}"),
+                        format!("{what} takes one port per core: {first} to {}", end - 1),
+                        "choose ports further apart",
+                    ));
+                }
+                used.push((&node.host, first, end, name));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_exposure(&self) -> Result<(), Fatal> {
+        let open = self.bind.iter().find(|ip| !ip.is_loopback());
+        match open {
+            Some(ip) if self.password.is_none() && !self.allow_insecure => Err(Fatal::usage(
+                format!("refusing to listen on {ip} without a password"),
+                "anybody who reaches this address could read and change everything",
+                "set requirepass_file (or CORACLE_REQUIREPASS), or bind 127.0.0.1, or set \
+                 allow_insecure = true",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Joins the sources value by value.
+struct Resolver<'a> {
+    from_environment: &'a dyn Fn(&str) -> bool,
+    settings: Vec<Setting>,
+}
+
+impl Resolver<'_> {
+    /// The first value there is. `flag_name` is the flag's field name in [`Flags`].
+    fn pick<T>(
+        &mut self,
+        key: &'static str,
+        flag_name: &str,
+        flag: Option<T>,
+        file: Option<T>,
+        default: Option<T>,
+        show: impl Fn(&T) -> String,
+    ) -> Result<T, Fatal> {
+        let (value, origin) = if let Some(value) = flag {
+            let environment = (self.from_environment)(flag_name);
+            (value, if environment { Origin::Environment } else { Origin::Flag })
+        } else if let Some(value) = file {
+            (value, Origin::File)
+        } else if let Some(value) = default {
+            (value, Origin::Default)
+        } else {
+            return Err(Fatal::usage(
+                format!("`{key}` is not set"),
+                "a node cannot start without it",
+                format!(
+                    "set `{key}` in the configuration file, or --{0}, or CORACLE_{1}",
+                    if key == "nodes" { "node".to_owned() } else { key.replace('_', "-") },
+                    key.to_uppercase()
+                ),
+            ));
+        };
+        self.settings.push(Setting { key, value: show(&value), origin });
+        Ok(value)
+    }
+
+    /// The client password: its file by flag, environment or configuration file, or the text in
+    /// `CORACLE_REQUIREPASS`. Never on the command line, where every user of the machine sees it.
+    fn password(
+        &mut self,
+        flag: Option<PathBuf>,
+        file: Option<PathBuf>,
+        text: Option<OsString>,
+    ) -> Result<Option<Password>, Fatal> {
+        let chosen = match (flag, text, file) {
+            (Some(path), _, _) => {
+                let environment = (self.from_environment)("requirepass_file");
+                let origin = if environment { Origin::Environment } else { Origin::Flag };
+                Some((read_password(&path)?, origin))
+            }
+            (None, Some(text), _) => Some((text.into_encoded_bytes(), Origin::Environment)),
+            (None, None, Some(path)) => Some((read_password(&path)?, Origin::File)),
+            (None, None, None) => None,
+        };
+        let origin = chosen.as_ref().map_or(Origin::Default, |&(_, origin)| origin);
+        let shown = if chosen.is_some() { "(hidden)" } else { "(none)" };
+        self.settings.push(Setting { key: "requirepass", value: shown.to_owned(), origin });
+        chosen
+            .map(|(text, _)| {
+                in_range("the length of the password", text.len() as u64, 1, 512)?;
+                Ok(Password::new(&text))
+            })
+            .transpose()
+    }
+}
+
+fn resolve(
+    flags: Flags,
+    file: File,
+    from_environment: &dyn Fn(&str) -> bool,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Config, Fatal> {
+    let mut r = Resolver { from_environment, settings: Vec::new() };
+    let text = |value: &String| format!("{value:?}");
+    let path = |value: &PathBuf| format!("{:?}", value.display().to_string());
+    let size = |value: &ByteSize| format!("\"{value}\"");
+    let id = r.pick("id", "id", flags.id, file.id, None, u32::to_string)?;
+    let cluster = r.pick("cluster", "cluster", flags.cluster, file.cluster, None, text)?;
+    let data_dir = r.pick("data_dir", "data_dir", flags.data_dir, file.data_dir, None, path)?;
+    let cpu_flag = flags.cores.map(|list| list.0);
+    let cpus =
+        r.pick("cores", "cores", cpu_flag, file.cores, Some(vec![0]), |v| format!("{v:?}"))?;
+    let shards =
+        r.pick("shards", "shards", flags.shards, file.shards, Some(1024), u16::to_string)?;
+    let groups = r.pick("groups", "groups", flags.groups, file.groups, Some(8), u32::to_string)?;
+    let loopback = Some(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+    let show_bind =
+        |v: &Vec<IpAddr>| format!("{:?}", v.iter().map(IpAddr::to_string).collect::<Vec<_>>());
+    let bind = r.pick("bind", "bind", flags.bind, file.bind, loopback, show_bind)?;
+    let secret = environment("CORACLE_REQUIREPASS");
+    let password = r.password(flags.requirepass_file, file.requirepass_file, secret)?;
+    let allow_insecure = r.pick(
+        "allow_insecure",
+        "allow_insecure",
+        flags.allow_insecure,
+        file.allow_insecure,
+        Some(false),
+        bool::to_string,
+    )?;
+    let maxclients = r.pick(
+        "maxclients",
+        "maxclients",
+        flags.maxclients,
+        file.maxclients,
+        Some(10_000),
+        u32::to_string,
+    )?;
+    let budget = Some(ByteSize((1 << 30) * cpus.len() as u64));
+    let memory = r.pick("maxmemory", "maxmemory", flags.maxmemory, file.maxmemory, budget, size)?;
+    let log = r.pick("log", "log", flags.log, file.log, Some("info".to_owned()), text)?;
+    let show_format = |v: &LogFormat| format!("\"{}\"", format!("{v:?}").to_lowercase());
+    let log_format = r.pick(
+        "log_format",
+        "log_format",
+        flags.log_format,
+        file.log_format,
+        Some(LogFormat::Text),
+        show_format,
+    )?;
+    let wal = WalConfig {
+        segment_bytes: r
+            .pick(
+                "wal.segment_size",
+                "wal_segment_size",
+                flags.wal_segment_size,
+                file.wal.segment_size,
+                Some(ByteSize(64 << 20)),
+                size,
+            )?
+            .0,
+        direct_io: r.pick(
+            "wal.direct_io",
+            "wal_direct_io",
+            flags.wal_direct_io,
+            file.wal.direct_io,
+            Some(true),
+            bool::to_string,
+        )?,
+        bytes_max: r
+            .pick(
+                "wal.max_size",
+                "wal_max_size",
+                flags.wal_max_size,
+                file.wal.max_size,
+                Some(ByteSize(8 << 30)),
+                size,
+            )?
+            .0,
+    };
+    let raft = RaftConfig {
+        tick_ms: r.pick(
+            "raft.tick_ms",
+            "raft_tick_ms",
+            flags.raft_tick_ms,
+            file.raft.tick_ms,
+            Some(25),
+            u32::to_string,
+        )?,
+        election_ticks: r.pick(
+            "raft.election_ticks",
+            "raft_election_ticks",
+            flags.raft_election_ticks,
+            file.raft.election_ticks,
+            Some(40),
+            u32::to_string,
+        )?,
+        heartbeat_ticks: r.pick(
+            "raft.heartbeat_ticks",
+            "raft_heartbeat_ticks",
+            flags.raft_heartbeat_ticks,
+            file.raft.heartbeat_ticks,
+            Some(4),
+            u32::to_string,
+        )?,
+    };
+    let node_flags = flags.nodes.map(|nodes| nodes.into_iter().map(|node| node.0).collect());
+    let nodes = r.pick("nodes", "nodes", node_flags, file.nodes, None, show_nodes)?;
+    let config = Config {
+        id: NodeId::new(id),
+        cluster,
+        data_dir,
+        map: layout(nodes, &cpus, shards, groups)?,
+        cores: cpus,
+        bind,
+        password,
+        allow_insecure,
+        maxclients,
+        maxmemory_bytes: memory.0,
+        log,
+        log_format,
+        wal,
+        raft,
+        settings: r.settings,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+fn layout(
+    nodes: Vec<FileNode>,
+    cpus: &[u16],
+    shards: u16,
+    groups: u32,
+) -> Result<ClusterMap, Fatal> {
+    if nodes.iter().any(|node| node.id == 0) {
+        return Err(Fatal::usage(
+            "a node has the number 0",
+            "0 means \"no node\"",
+            "count nodes from 1",
+        ));
+    }
+    let nodes = nodes.into_iter().map(|node| NodeInfo {
+        id: NodeId::new(node.id),
+        host: node.host,
+        plain_port: node.port,
+        core_port: node.core_port,
+        peer_port: node.peer_port,
+    });
+    let cores = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
+    ClusterMap::new(nodes.collect(), cores, shards, groups).map_err(|error| {
+        Fatal::usage(
+            "this cluster layout is impossible",
+            error.to_string(),
+            "correct cores, shards, groups or nodes; they must be the same on every node",
+        )
+    })
+}
+
+fn show_nodes(nodes: &Vec<FileNode>) -> String {
+    let one =
+        |n: &FileNode| format!("{}={}:{}/{}/{}", n.id, n.host, n.port, n.core_port, n.peer_port);
+    format!("{:?}", nodes.iter().map(one).collect::<Vec<_>>())
+}
+
+fn in_range(what: &str, value: u64, min: u64, max: u64) -> Result<(), Fatal> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Fatal::usage(
+        format!("{what} is out of range"),
+        format!("it is {value}, but must be from {min} to {max}"),
+        "",
+    ))
+}
+
+/// The first line of a password file that nobody else may read.
+pub(crate) fn read_password(path: &Path) -> Result<Vec<u8>, Fatal> {
+    let what = || format!("cannot use the password file {}", path.display());
+    let unreadable = |error: std::io::Error| Fatal::usage(what(), error.to_string(), "");
+    let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(Fatal::usage(
+            what(),
+            format!("its mode is {:o}: others may read it", mode & 0o777),
+            format!("chmod 600 {}", path.display()),
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    Ok(bytes.split(|&byte| byte == b'\n' || byte == b'\r').next().unwrap_or_default().to_vec())
+}
+
+/// FNV-1a over 128 bits, each part preceded by its length. Never changes: cluster and node ids
+/// come from it, and clients remember those.
+fn stable_hash(parts: &[&[u8]]) -> u128 {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013B;
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for part in parts {
+        let length = (part.len() as u64).to_le_bytes();
+        for &byte in length.iter().chain(part.iter()) {
+            hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+        }
+    }
+    hash
+}
+
+/// A configuration from the flags of a command line, for tests.
+#[cfg(test)]
+pub(crate) fn test_config(flags: &str) -> Config {
+    use clap::{Args, FromArgMatches};
+    let command = Flags::augment_args(clap::Command::new("t").no_binary_name(true));
+    let matches = command.try_get_matches_from(flags.split_whitespace()).expect(flags);
+    let flags = Flags::from_arg_matches(&matches).expect("the same arguments");
+    Config::load(flags, &|_| false, &|_| None).expect("valid flags")
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

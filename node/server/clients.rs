@@ -1,0 +1,314 @@
+//! The client connections of one core: takes commands off their bytes and hands them to the
+//! engine or to the node's own commands.
+
+use std::ops::Range;
+
+use coracle_engine::command::{self, Access, Scope};
+use coracle_engine::{Core, CoreAddr, Input, Reply, Request, Token, WallMillis};
+use coracle_net::resp::Parsed;
+use coracle_ring::{Chunk, Ring, SocketId};
+
+use super::connection::{Connection, slot_of};
+use super::node_commands::{self, Outcome, View};
+use super::session::Session;
+use super::shared::Shared;
+
+/// A command shorter than this is completed with this many bytes at a time, so that a request
+/// that trickles in is not looked at byte by byte.
+const TOP_UP_MIN: usize = 64;
+/// Commands with at most this many arguments need no allocation for their argument list.
+const ARGS_INLINE: usize = 8;
+
+/// One place of the table; the numbering of commands goes on when it is used again.
+struct Slot {
+    connection: Option<Connection>,
+    next_sequence: u64,
+}
+
+/// All client connections of a core.
+pub(super) struct Clients {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Connections with something to send or to take up again, each once.
+    touched: Vec<usize>,
+    ranges: Vec<Range<usize>>,
+    open: usize,
+}
+
+/// What the commands of a connection are executed with.
+pub(super) struct Context<'a> {
+    /// The engine of this core.
+    pub(super) core: &'a mut Core,
+    /// The core.
+    pub(super) me: CoreAddr,
+    /// What the cores of the node share.
+    pub(super) shared: &'a Shared,
+    /// Lines of `CLIENT LIST` for the connections of this core, as of the last tick.
+    pub(super) other_clients: &'a [String],
+    /// Wall time of this turn.
+    pub(super) now: WallMillis,
+}
+
+impl Clients {
+    /// No connections.
+    pub(super) fn new() -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), touched: Vec::new(), ranges: Vec::new(), open: 0 }
+    }
+
+    /// How many connections are open.
+    pub(super) const fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Reserves a table slot; its number goes into the ring key of the connection's socket.
+    pub(super) fn reserve(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { connection: None, next_sequence: 0 });
+            self.slots.len() - 1
+        })
+    }
+
+    /// Puts a connection into a reserved slot.
+    pub(super) fn insert(&mut self, index: usize, socket: SocketId, session: Session) {
+        let slot = &mut self.slots[index];
+        assert!(slot.connection.is_none(), "connection slot {index} is taken");
+        slot.connection = Some(Connection::new(socket, session, index, slot.next_sequence));
+        self.open += 1;
+    }
+
+    /// Takes bytes that arrived on a connection.
+    pub(super) fn received(&mut self, index: usize, mut data: &[u8], context: &mut Context<'_>) {
+        let Some(connection) = self.slots[index].connection.as_mut() else { return };
+        let mut ranges = std::mem::take(&mut self.ranges);
+        while !data.is_empty() {
+            if connection.closing {
+                break;
+            }
+            if connection.paused {
+                connection.input.extend_from_slice(data);
+                break;
+            }
+            if connection.input.is_empty() {
+                let consumed = take_commands(connection, data, &mut ranges, context);
+                connection.input.extend_from_slice(&data[consumed..]);
+                break;
+            }
+            // A command has begun in earlier bytes: add what it lacks, go on without copying.
+            let lacking = connection.lacking.max(TOP_UP_MIN).min(data.len());
+            connection.input.extend_from_slice(&data[..lacking]);
+            data = &data[lacking..];
+            take_buffered(connection, &mut ranges, context);
+        }
+        self.ranges = ranges;
+        self.touch(index);
+    }
+
+    /// The client closed its side, or the connection broke: what it asked for is answered to
+    /// nobody.
+    pub(super) fn ended(&mut self, index: usize, ring: &mut Ring, core: &mut Core) {
+        if let Some(connection) = self.slots[index].connection.as_mut() {
+            if connection.is_drained() {
+                self.close(index, ring, core);
+            } else {
+                connection.closing = true;
+                self.touch(index);
+            }
+        }
+    }
+
+    /// Closes a connection at once.
+    pub(super) fn close(&mut self, index: usize, ring: &mut Ring, core: &mut Core) {
+        let slot = &mut self.slots[index];
+        let Some(connection) = slot.connection.take() else { return };
+        slot.next_sequence = connection.next_sequence();
+        for token in connection.awaited() {
+            core.handle(Input::Forget(token));
+        }
+        ring.close(connection.socket);
+        self.open -= 1;
+    }
+
+    /// The ring let go of the socket: its slot may be used again.
+    pub(super) fn closed(&mut self, index: usize) {
+        self.free.push(index);
+    }
+
+    /// Delivers an answer of the engine.
+    pub(super) fn reply(&mut self, token: Token, reply: Reply) {
+        let index = slot_of(token);
+        if let Some(connection) = self.slots[index].connection.as_mut() {
+            connection.reply(token, reply);
+            self.touch(index);
+        }
+    }
+
+    /// A send has completed.
+    pub(super) fn sent(&mut self, index: usize, chunks: Vec<Chunk>) {
+        if let Some(connection) = self.slots[index].connection.as_mut() {
+            let buffer = chunks.into_iter().find_map(|chunk| match chunk {
+                Chunk::Owned(buffer) => Some(buffer),
+                Chunk::Shared { .. } => None,
+            });
+            connection.sent(buffer.unwrap_or_default());
+            self.touch(index);
+        }
+    }
+
+    /// End of the turn: sends what is to be sent, takes up paused connections that have room
+    /// again, closes those that are done.
+    pub(super) fn flush(&mut self, ring: &mut Ring, context: &mut Context<'_>) {
+        let mut touched = std::mem::take(&mut self.touched);
+        let mut ranges = std::mem::take(&mut self.ranges);
+        for index in touched.drain(..) {
+            let Some(connection) = self.slots[index].connection.as_mut() else { continue };
+            connection.touched = false;
+            if connection.paused && connection.may_resume() {
+                connection.paused = false;
+                take_buffered(connection, &mut ranges, context);
+                if !connection.paused {
+                    ring.resume_receive(connection.socket);
+                    connection.receiving = true;
+                }
+            }
+            if connection.paused && connection.receiving {
+                ring.pause_receive(connection.socket);
+                connection.receiving = false;
+            }
+            if let Some(output) = connection.take_output() {
+                ring.send(connection.socket, vec![Chunk::Owned(output)]);
+            }
+            if connection.is_overflowing() || (connection.closing && connection.is_drained()) {
+                self.close(index, ring, context.core);
+            }
+        }
+        self.touched = touched;
+        self.ranges = ranges;
+    }
+
+    fn touch(&mut self, index: usize) {
+        if let Some(connection) = self.slots[index].connection.as_mut() {
+            if !connection.touched {
+                connection.touched = true;
+                self.touched.push(index);
+            }
+        }
+    }
+}
+
+/// Takes the commands that `connection.input` holds.
+fn take_buffered(
+    connection: &mut Connection,
+    ranges: &mut Vec<Range<usize>>,
+    context: &mut Context<'_>,
+) {
+    let mut input = std::mem::take(&mut connection.input);
+    let consumed = take_commands(connection, &input, ranges, context);
+    input.drain(..consumed);
+    connection.input = input;
+}
+
+/// Takes commands off the front of `input` until it ends or the connection is full; returns how
+/// many bytes they took.
+fn take_commands(
+    connection: &mut Connection,
+    input: &[u8],
+    ranges: &mut Vec<Range<usize>>,
+    context: &mut Context<'_>,
+) -> usize {
+    let mut taken = 0;
+    while taken < input.len() && !connection.closing {
+        if connection.is_full() {
+            connection.paused = true;
+            break;
+        }
+        let rest = &input[taken..];
+        ranges.clear();
+        match connection.parse(rest, ranges) {
+            Ok(Parsed::Complete { consumed }) => {
+                taken += consumed;
+                with_args(rest, ranges, |args| execute(connection, args, context));
+            }
+            Ok(Parsed::Quoted { consumed, args }) => {
+                taken += consumed;
+                let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+                execute(connection, &args, context);
+            }
+            Ok(Parsed::Empty { consumed }) => taken += consumed,
+            Ok(Parsed::Incomplete { needed_bytes }) => {
+                connection.lacking = needed_bytes;
+                break;
+            }
+            Err(error) => {
+                connection.answer(error.reply());
+                connection.closing = true;
+            }
+        }
+    }
+    taken
+}
+
+/// Calls `then` with the arguments as slices.
+fn with_args(input: &[u8], ranges: &[Range<usize>], then: impl FnOnce(&[&[u8]])) {
+    let mut inline = [&[][..]; ARGS_INLINE];
+    if ranges.len() <= ARGS_INLINE {
+        for (slot, range) in inline.iter_mut().zip(ranges) {
+            *slot = &input[range.clone()];
+        }
+        then(&inline[..ranges.len()]);
+    } else {
+        let args: Vec<&[u8]> = ranges.iter().map(|range| &input[range.clone()]).collect();
+        then(&args);
+    }
+}
+
+fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
+    let Some(&name) = args.first() else { return };
+    let spec = match command::lookup(name) {
+        Some(spec) if spec.scope == Scope::Node || !connection.session.authenticated => spec,
+        _ => return execute_data(connection, args, context),
+    };
+    if !connection.session.authenticated && !node_commands::allowed_before_auth(spec) {
+        connection.answer(Reply::error("NOAUTH Authentication required."));
+        return;
+    }
+    let core = &*context.core;
+    let view = View {
+        config: context.shared.config(),
+        map: context.shared.map(),
+        me: context.me,
+        now: context.now,
+        started: context.shared.started(),
+        leader_of: &|group| core.leader_of(group),
+        keys_in_slot: &|slot| core.keys_in_slot(slot),
+        stats: &|| context.shared.stats(),
+        other_clients: &|| context.other_clients.to_vec(),
+    };
+    let outcome = node_commands::execute(spec, args, &mut connection.session, &view);
+    connection.update_limits();
+    match outcome {
+        Outcome::Reply(reply) => connection.answer(reply),
+        Outcome::ReplyThenClose(reply) => {
+            connection.answer(reply);
+            connection.closing = true;
+        }
+    }
+}
+
+fn execute_data(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
+    match command::decode(args, context.now) {
+        Err(reply) => connection.answer(reply),
+        Ok(command) => {
+            let is_write = command.access == Access::Write;
+            let after_writes = connection.has_writes_pending();
+            let token = connection.expect(is_write);
+            context.core.handle(Input::Request(Request {
+                token,
+                via: connection.session.via,
+                read_mode: connection.session.read_mode,
+                after_writes,
+                at: context.now,
+                command,
+            }));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! One client connection: bytes in, commands in order, replies in the same order, bytes out.
+//!
+//! Not here: what commands do (`engine`, `node_commands`) and the socket itself (`ring`).
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use coracle_engine::{Reply, Token};
+use coracle_net::resp::{self, Limits, Parsed, Protocol, ProtocolError, RequestParser};
+use coracle_ring::SocketId;
+
+use super::session::Session;
+
+/// Commands of one connection that may be unanswered; beyond it nothing more is read from it.
+const PENDING_MAX: usize = 1024;
+/// Reading goes on once this few are left.
+const PENDING_RESUME: usize = PENDING_MAX / 2;
+/// Reply bytes that may wait; beyond it nothing more is read from the connection.
+const OUTPUT_SOFT_MAX: usize = 8 << 20;
+/// Reply bytes that may wait; beyond it the connection is closed.
+const OUTPUT_HARD_MAX: usize = 32 << 20;
+/// Output buffers larger than this are given back to the allocator once sent.
+const OUTPUT_KEEP: usize = 256 << 10;
+/// Bits of a token that number the commands of a connection slot; the rest name the slot.
+const SEQUENCE_BITS: u32 = 40;
+
+/// The slot of the connection table that a token belongs to.
+pub(super) const fn slot_of(token: Token) -> usize {
+    (token.0 >> SEQUENCE_BITS) as usize
+}
+
+/// A command that was taken and not answered yet.
+struct Pending {
+    reply: Option<Reply>,
+    protocol: Protocol,
+    is_write: bool,
+}
+
+/// A client connection.
+pub(super) struct Connection {
+    /// Its socket.
+    pub(super) socket: SocketId,
+    /// Protocol version, authentication, names.
+    pub(super) session: Session,
+    /// Bytes received and not yet taken, when a command has not arrived whole.
+    pub(super) input: Vec<u8>,
+    /// Bytes that the command at the start of `input` lacks, at least.
+    pub(super) lacking: usize,
+    /// Whether no further commands are taken for now.
+    pub(super) paused: bool,
+    /// Whether the ring receives for this socket.
+    pub(super) receiving: bool,
+    /// Whether it is on this turn's list of connections to look at.
+    pub(super) touched: bool,
+    /// The client closed its sending side, or is to be closed once everything is answered.
+    pub(super) closing: bool,
+    /// A send is with the kernel.
+    pub(super) sending: bool,
+    parser: RequestParser,
+    pending: VecDeque<Pending>,
+    /// Sequence number of the first pending command.
+    first: u64,
+    slot: u64,
+    writes_pending: usize,
+    output: Vec<u8>,
+    spare: Vec<u8>,
+}
+
+impl Connection {
+    /// A connection in table slot `slot`. `first` continues the numbers of the slot's earlier
+    /// connections, so that a late reply to one of those is told apart.
+    pub(super) fn new(socket: SocketId, session: Session, slot: usize, first: u64) -> Self {
+        Self {
+            socket,
+            input: Vec::new(),
+            lacking: 0,
+            paused: false,
+            receiving: true,
+            touched: false,
+            closing: false,
+            sending: false,
+            parser: RequestParser::new(limits(&session)),
+            session,
+            pending: VecDeque::new(),
+            first,
+            slot: slot as u64,
+            writes_pending: 0,
+            output: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// The number the next connection of this slot starts with.
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.first + self.pending.len() as u64
+    }
+
+    /// Tokens whose replies are still awaited.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = Token> {
+        let open = self.pending.iter().enumerate().filter(|(_, pending)| pending.reply.is_none());
+        open.map(|(offset, _)| self.token(self.first + offset as u64))
+    }
+
+    /// Whether writes are still unanswered.
+    pub(super) fn has_writes_pending(&self) -> bool {
+        self.writes_pending > 0
+    }
+
+    /// Finds the next command at the start of `input`.
+    pub(super) fn parse(
+        &mut self,
+        input: &[u8],
+        args: &mut Vec<Range<usize>>,
+    ) -> Result<Parsed, ProtocolError> {
+        self.parser.parse(input, args)
+    }
+
+    /// The limits that hold for what the client sends from now on.
+    pub(super) fn update_limits(&mut self) {
+        self.parser.set_limits(limits(&self.session));
+    }
+
+    /// Takes a command that is answered later; the token names it.
+    pub(super) fn expect(&mut self, is_write: bool) -> Token {
+        let token = self.token(self.next_sequence());
+        self.writes_pending += usize::from(is_write);
+        self.pending.push_back(Pending {
+            reply: None,
+            protocol: self.session.protocol,
+            is_write,
+        });
+        token
+    }
+
+    /// Answers a command that needed nobody else.
+    pub(super) fn answer(&mut self, reply: Reply) {
+        if self.pending.is_empty() {
+            self.first += 1;
+            resp::encode_reply(&reply, self.session.protocol, &mut self.output);
+        } else {
+            self.pending.push_back(Pending {
+                reply: Some(reply),
+                protocol: self.session.protocol,
+                is_write: false,
+            });
+        }
+    }
+
+    /// Fills in the reply of an earlier command. Unknown tokens are those of the slot's earlier
+    /// connections: their clients are gone.
+    pub(super) fn reply(&mut self, token: Token, reply: Reply) {
+        let sequence = token.0 & ((1 << SEQUENCE_BITS) - 1);
+        let Some(offset) = sequence.checked_sub(self.first) else { return };
+        let Ok(offset) = usize::try_from(offset) else { return };
+        let Some(pending) = self.pending.get_mut(offset) else { return };
+        assert!(pending.reply.is_none(), "token {} was answered twice", token.0);
+        self.writes_pending -= usize::from(pending.is_write);
+        if offset > 0 {
+            pending.reply = Some(reply);
+            return;
+        }
+        resp::encode_reply(&reply, pending.protocol, &mut self.output);
+        self.pending.pop_front();
+        self.first += 1;
+        while let Some(Pending { reply: Some(reply), protocol, .. }) = self.pending.front() {
+            resp::encode_reply(reply, *protocol, &mut self.output);
+            self.pending.pop_front();
+            self.first += 1;
+        }
+    }
+
+    /// Whether no further command may be taken now.
+    pub(super) fn is_full(&self) -> bool {
+        self.pending.len() >= PENDING_MAX || self.output.len() >= OUTPUT_SOFT_MAX
+    }
+
+    /// Whether a full connection has drained enough to go on.
+    pub(super) fn may_resume(&self) -> bool {
+        self.pending.len() <= PENDING_RESUME && self.output.len() < OUTPUT_SOFT_MAX / 2
+    }
+
+    /// Whether the client reads so slowly that it must be closed.
+    pub(super) fn is_overflowing(&self) -> bool {
+        self.output.len() > OUTPUT_HARD_MAX
+    }
+
+    /// Whether everything taken is answered and handed to the kernel.
+    pub(super) fn is_drained(&self) -> bool {
+        self.pending.is_empty() && self.output.is_empty() && !self.sending
+    }
+
+    /// Bytes to send now, if any and if no send is under way.
+    pub(super) fn take_output(&mut self) -> Option<Vec<u8>> {
+        if self.sending || self.output.is_empty() {
+            return None;
+        }
+        self.sending = true;
+        Some(std::mem::replace(&mut self.output, std::mem::take(&mut self.spare)))
+    }
+
+    /// A send has completed; its buffer is used again.
+    pub(super) fn sent(&mut self, mut buffer: Vec<u8>) {
+        self.sending = false;
+        if buffer.capacity() <= OUTPUT_KEEP {
+            buffer.clear();
+            self.spare = buffer;
+        }
+    }
+
+    fn token(&self, sequence: u64) -> Token {
+        Token((self.slot << SEQUENCE_BITS) | (sequence & ((1 << SEQUENCE_BITS) - 1)))
+    }
+}
+
+const fn limits(session: &Session) -> Limits {
+    if session.authenticated { Limits::DEFAULT } else { Limits::BEFORE_AUTH }
+}

@@ -1,0 +1,275 @@
+//! Links to the other nodes' cores. Each direction has its own connection: the dialer sends
+//! frames, the accepter only reads, so simultaneous dialling needs no tie-break.
+//!
+//! Not here: what messages mean (`engine`) and their bytes (`net::frame`).
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+
+use anyhow::Context as _;
+use coracle_engine::{ClusterMap, CoreAddr, PeerMessage, Reply};
+use coracle_net::frame::{self, FrameBuf, Hello, Part};
+use coracle_ring::{Chunk, SocketId};
+
+/// Bytes that may wait for one link; beyond it consensus messages are dropped (they are repeated).
+const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// Ticks between attempts to dial a node that does not answer: doubled from the first to the last.
+const BACKOFF_TICKS: (u32, u32) = (2, 40);
+
+/// Where a link stands.
+enum State {
+    /// Not connected; dialled again when the countdown reaches 0 and something is to be sent.
+    Down { wait_ticks: u32 },
+    /// The connection is being made.
+    Dialling,
+    /// Connected; at most one send is with the kernel.
+    Up { socket: SocketId, sending: bool },
+}
+
+/// The sending side of the connection to one core of another node.
+pub(super) struct OutLink {
+    to: CoreAddr,
+    address: SocketAddr,
+    state: State,
+    backoff_ticks: u32,
+    /// Not encoded yet: of this turn, or since the link went down.
+    messages: Vec<PeerMessage>,
+    /// Encoded and waiting for the send before it.
+    queued: Vec<Chunk>,
+    queued_bytes: usize,
+    frame: FrameBuf,
+}
+
+/// What a link wants the hot loop to do.
+pub(super) enum LinkAction {
+    /// Dial this address.
+    Dial(SocketAddr),
+    /// Send these bytes.
+    Send(SocketId, Vec<Chunk>),
+}
+
+/// All outgoing links of a core.
+pub(super) struct OutLinks {
+    me: CoreAddr,
+    cluster_id: u128,
+    incarnation: u64,
+    links: Vec<OutLink>,
+    by_address: BTreeMap<CoreAddr, usize>,
+    dropped: u64,
+}
+
+impl OutLinks {
+    /// One link, not yet dialled, to each core of each other node. Resolves their host names.
+    pub(super) fn new(
+        me: CoreAddr,
+        map: &ClusterMap,
+        cluster_id: u128,
+        incarnation: u64,
+    ) -> anyhow::Result<Self> {
+        let mut links = Vec::new();
+        let mut by_address = BTreeMap::new();
+        for to in map.cores().filter(|core| core.node != me.node) {
+            let node = map.node(to.node).expect("cores() names only nodes of the map");
+            let port = node.peer_port + to.core.0;
+            let address = (node.host.as_str(), port)
+                .to_socket_addrs()
+                .with_context(|| format!("cannot resolve the host {:?} of {to}", node.host))?
+                .next()
+                .with_context(|| format!("the host {:?} of {to} has no address", node.host))?;
+            by_address.insert(to, links.len());
+            links.push(OutLink {
+                to,
+                address,
+                state: State::Down { wait_ticks: 0 },
+                backoff_ticks: BACKOFF_TICKS.0,
+                messages: Vec::new(),
+                queued: Vec::new(),
+                queued_bytes: 0,
+                frame: FrameBuf::default(),
+            });
+        }
+        Ok(Self { me, cluster_id, incarnation, links, by_address, dropped: 0 })
+    }
+
+    /// Takes a message for a core of another node; it leaves with the next [`Self::flush`].
+    pub(super) fn push(&mut self, to: CoreAddr, message: PeerMessage) {
+        let Some(&index) = self.by_address.get(&to) else {
+            self.dropped += 1;
+            return;
+        };
+        let link = &mut self.links[index];
+        if link.queued_bytes > QUEUED_BYTES_MAX && matches!(message, PeerMessage::Raft { .. }) {
+            self.dropped += 1;
+            return;
+        }
+        link.messages.push(message);
+    }
+
+    /// Messages that were dropped because a link's queue was full or its target unknown.
+    pub(super) const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Encodes what was pushed and says what to do about link `index`, if anything.
+    pub(super) fn flush(&mut self, index: usize) -> Option<LinkAction> {
+        let link = &mut self.links[index];
+        match link.state {
+            State::Down { wait_ticks: 0 } if !link.messages.is_empty() => {
+                link.state = State::Dialling;
+                Some(LinkAction::Dial(link.address))
+            }
+            State::Up { socket, ref mut sending } => {
+                if !link.messages.is_empty() {
+                    if let Err(error) = frame::encode(&link.messages, &mut link.frame) {
+                        // The others went; this one's sender or its timeout tries again.
+                        tracing::error!(target: "net", to = %link.to, %error, "message dropped");
+                        self.dropped += 1;
+                    }
+                    link.messages.clear();
+                    link.queued_bytes += link.frame.total_len();
+                    link.queued.extend(link.frame.take_parts().map(chunk));
+                }
+                if *sending || link.queued.is_empty() {
+                    return None;
+                }
+                *sending = true;
+                Some(LinkAction::Send(socket, std::mem::take(&mut link.queued)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Number of links; they are named by index.
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// The core at the other end.
+    pub(super) fn target(&self, index: usize) -> CoreAddr {
+        self.links[index].to
+    }
+
+    /// A tick has passed: links that are down come nearer to their next attempt, and what they
+    /// cannot send soon is dropped. Returns refusals for forwarded commands that never left.
+    pub(super) fn tick(&mut self) -> Vec<(CoreAddr, PeerMessage)> {
+        let mut refused = Vec::new();
+        for link in &mut self.links {
+            if let State::Down { wait_ticks } = &mut link.state {
+                *wait_ticks = wait_ticks.saturating_sub(1);
+                if *wait_ticks > 0 {
+                    refuse(link, &mut refused);
+                }
+            }
+        }
+        refused
+    }
+
+    /// Dialling has succeeded: the hello goes out first.
+    pub(super) fn connected(&mut self, index: usize, socket: SocketId) {
+        let link = &mut self.links[index];
+        link.state = State::Up { socket, sending: false };
+        let hello = Hello {
+            version: frame::VERSION,
+            cluster_id: self.cluster_id,
+            from: self.me,
+            to: link.to,
+            incarnation: self.incarnation,
+        };
+        link.frame.clear();
+        frame::encode_hello(&hello, &mut link.frame);
+        link.queued_bytes = link.frame.total_len();
+        link.queued = link.frame.take_parts().map(chunk).collect();
+    }
+
+    /// The socket of a link that is up.
+    pub(super) fn socket(&self, index: usize) -> Option<SocketId> {
+        match self.links[index].state {
+            State::Up { socket, .. } => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// A send has completed.
+    pub(super) fn sent(&mut self, index: usize, bytes: usize, chunks: Vec<Chunk>) {
+        let link = &mut self.links[index];
+        for chunk in chunks {
+            if let Chunk::Owned(buffer) = chunk {
+                link.frame.recycle(buffer);
+            }
+        }
+        link.queued_bytes = link.queued_bytes.saturating_sub(bytes);
+        link.backoff_ticks = BACKOFF_TICKS.0;
+        if let State::Up { sending, .. } = &mut link.state {
+            *sending = false;
+        }
+    }
+
+    /// The link broke or could not be made. Returns refusals for forwarded commands that never
+    /// left; what was sent has an unknown outcome.
+    pub(super) fn lost(&mut self, index: usize) -> Vec<(CoreAddr, PeerMessage)> {
+        let link = &mut self.links[index];
+        let mut refused = Vec::new();
+        refuse(link, &mut refused);
+        link.queued.clear();
+        link.queued_bytes = 0;
+        link.state = State::Down { wait_ticks: link.backoff_ticks };
+        link.backoff_ticks = (link.backoff_ticks * 2).min(BACKOFF_TICKS.1);
+        refused
+    }
+}
+
+/// Drops a link's unsent messages. A forwarded command among them was certainly not executed, so
+/// its asker may try elsewhere.
+fn refuse(link: &mut OutLink, refused: &mut Vec<(CoreAddr, PeerMessage)>) {
+    for message in link.messages.drain(..) {
+        if let PeerMessage::Forward(forward) = message {
+            let text = "TRYAGAIN the node that owns this slot cannot be reached";
+            let reply = Reply::error(text);
+            refused.push((link.to, PeerMessage::ForwardReply { id: forward.id, reply }));
+        }
+    }
+}
+
+fn chunk(part: Part) -> Chunk {
+    match part {
+        Part::Bytes(bytes) => Chunk::Owned(bytes),
+        Part::Shared(payload) => {
+            Chunk::Shared { start: 0, end: payload.len(), bytes: payload.shared() }
+        }
+    }
+}
+
+/// The receiving side of a connection that another core dialled.
+pub(super) struct InLink {
+    /// Its socket.
+    pub(super) socket: SocketId,
+    /// Reassembles frames.
+    pub(super) decoder: frame::Decoder,
+    /// Who is at the other end, once it has said hello.
+    pub(super) from: Option<CoreAddr>,
+    /// Ticks left to say hello.
+    pub(super) deadline_ticks: u32,
+}
+
+/// Checks a hello against who we are. The error text goes back to the dialer.
+pub(super) fn check_hello(
+    hello: &Hello,
+    me: CoreAddr,
+    map: &ClusterMap,
+    cluster_id: u128,
+) -> Result<(), String> {
+    if hello.cluster_id != cluster_id {
+        return Err(format!(
+            "this is a node of another cluster: ours is {cluster_id:032x}, yours {:032x}",
+            hello.cluster_id
+        ));
+    }
+    if hello.to != me {
+        return Err(format!("this is {me}, not {}: check the addresses of the nodes", hello.to));
+    }
+    let known = map.node(hello.from.node).is_some() && hello.from.core.0 < map.core_count();
+    if !known || hello.from.node == me.node {
+        return Err(format!("{} is not another core of this cluster", hello.from));
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! What the cores of one node share: configuration, the stop flag, and numbers for `INFO`. Nothing
+//! here is on the data path.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coracle_engine::{ClusterMap, Core, CoreId, CoreStats, WallMillis};
+use coracle_raft::NodeId;
+
+use tracing_appender::non_blocking::ErrorCounter;
+
+use super::info::{NodeStats, ProcessUse};
+use super::wall;
+use crate::config::Config;
+
+/// One core's published numbers.
+struct Published {
+    stats: Mutex<CoreStats>,
+    clients: AtomicUsize,
+}
+
+/// Shared by the cores of a node.
+pub(super) struct Shared {
+    config: Config,
+    map: ClusterMap,
+    cluster_id: u128,
+    cores: Vec<Published>,
+    started: WallMillis,
+    log_drops: ErrorCounter,
+    client_ids: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(config: Config, cluster_id: u128, log_drops: ErrorCounter) -> Self {
+        let map = config.map.clone();
+        let cores = (0..map.core_count()).map(|_| Published {
+            stats: Mutex::new(CoreStats::default()),
+            clients: AtomicUsize::new(0),
+        });
+        Self {
+            cores: cores.collect(),
+            config,
+            map,
+            cluster_id,
+            started: wall(),
+            log_drops,
+            client_ids: AtomicU64::new(1),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) const fn map(&self) -> &ClusterMap {
+        &self.map
+    }
+
+    /// This node.
+    pub(super) const fn node(&self) -> NodeId {
+        self.config.id
+    }
+
+    pub(super) const fn cluster_id(&self) -> u128 {
+        self.cluster_id
+    }
+
+    /// A number no other client of this process has.
+    pub(super) fn next_client_id(&self) -> u64 {
+        self.client_ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether one more client fits, given this core's exact count and the others' last ones.
+    pub(super) fn admits_client(&self, core: CoreId, open_here: usize) -> bool {
+        self.cores[usize::from(core.0)].clients.store(open_here + 1, Ordering::Relaxed);
+        self.clients() <= self.config.maxclients as usize
+    }
+
+    /// Clients of all cores.
+    pub(super) fn clients(&self) -> usize {
+        self.cores.iter().map(|core| core.clients.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Publishes a core's numbers; called once per tick.
+    pub(super) fn publish(&self, id: CoreId, core: &Core, clients: usize) {
+        let published = &self.cores[usize::from(id.0)];
+        published.clients.store(clients, Ordering::Relaxed);
+        *lock(&published.stats) = core.stats();
+    }
+
+    /// Numbers of the node, as its cores published them last.
+    pub(super) fn stats(&self) -> NodeStats {
+        NodeStats {
+            cores: self.cores.iter().map(|core| *lock(&core.stats)).collect(),
+            clients: self.clients() as u64,
+            dropped_log_lines: self.log_drops.dropped_lines() as u64,
+            process: ProcessUse::now(),
+        }
+    }
+
+    /// When the process started.
+    pub(super) const fn started(&self) -> WallMillis {
+        self.started
+    }
+
+    /// Asks all cores to stop.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Whether the node is to stop.
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,293 @@
+//! Start and stop of a node: recovery, listeners, threads, signals.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coracle_engine::{Core, CoreAddr, CoreConfig, CoreId, Effects, Recovery};
+use coracle_ring::{Ring, RingConfig};
+use coracle_wal::{RealDisk, RecoveryReport};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use tracing_appender::non_blocking::ErrorCounter;
+
+use super::background::Background;
+use super::clients::Clients;
+use super::hot_loop::{HotLoop, Siblings};
+use super::keys::{Kind, key};
+use super::mailbox::Mailbox;
+use super::peers::OutLinks;
+use super::shared::Shared;
+use super::storage::{Storage, storage_error};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::fatal::{Exit, Fatal};
+
+/// Connections the kernel may hold before they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// Why the main thread is woken.
+enum Ending {
+    /// SIGTERM or SIGINT.
+    Signal(i32),
+    /// A hot loop has ended.
+    Core(CoreId, Result<(), Fatal>),
+}
+
+/// What a core's thread is started with.
+struct CoreStart {
+    me: CoreAddr,
+    cpu: usize,
+    shared: Arc<Shared>,
+    wal_dir: std::path::PathBuf,
+    incarnation: u64,
+    mailbox: SyncSender<(CoreId, Arc<Mailbox>)>,
+    mailboxes: Receiver<Vec<Arc<Mailbox>>>,
+}
+
+/// Runs a node until SIGTERM or SIGINT, or until one of its cores cannot go on.
+pub(crate) fn run(
+    config: Config,
+    data_dir: &DataDir,
+    log_drops: ErrorCounter,
+) -> Result<(), Fatal> {
+    let (ending, endings) = channel();
+    watch_signals(ending.clone())?;
+    let shared = Arc::new(Shared::new(config, data_dir.cluster_id(), log_drops));
+    let threads = start_cores(&shared, data_dir, &ending)?;
+    let mut result = Ok(());
+    for end in &endings {
+        match end {
+            Ending::Signal(signal) => {
+                tracing::info!(target: "node", signal, "stopping");
+                break;
+            }
+            Ending::Core(core, ended) => {
+                if let Err(fatal) = &ended {
+                    tracing::error!(target: "node", core = core.0, "core ended: {fatal}");
+                }
+                result = ended;
+                break;
+            }
+        }
+    }
+    shared.stop();
+    if result.is_err() {
+        // The other cores may be waiting for a disk that does not answer: do not wait for them.
+        return result;
+    }
+    for thread in threads {
+        if thread.join().is_err() {
+            return Err(Fatal::new(Exit::Bug, "a core ended without a result", "", ""));
+        }
+    }
+    // Every loop has put its result in before its thread ended.
+    while let Ok(end) = endings.try_recv() {
+        if let Ending::Core(_, Err(fatal)) = end {
+            return Err(fatal);
+        }
+    }
+    Ok(())
+}
+
+/// Turns SIGTERM and SIGINT into messages. The second one ends the process at once.
+fn watch_signals(ending: Sender<Ending>) -> Result<(), Fatal> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| Fatal::failed("cannot handle signals", error.to_string(), ""))?;
+    let watch = move || {
+        let mut seen = false;
+        for signal in signals.forever() {
+            if std::mem::replace(&mut seen, true) {
+                std::process::exit(128 + signal);
+            }
+            if ending.send(Ending::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    spawn("signals".to_owned(), watch).map(drop)
+}
+
+fn start_cores(
+    shared: &Arc<Shared>,
+    data_dir: &DataDir,
+    ending: &Sender<Ending>,
+) -> Result<Vec<JoinHandle<()>>, Fatal> {
+    let count = shared.map().core_count();
+    let (mailbox, arriving) = sync_channel(usize::from(count));
+    let mut threads = Vec::new();
+    let mut waiting = Vec::new();
+    for core in 0..count {
+        let (sender, mailboxes) = sync_channel(1);
+        waiting.push(sender);
+        let start = CoreStart {
+            me: CoreAddr { node: shared.node(), core: CoreId(core) },
+            cpu: usize::from(shared.config().cores[usize::from(core)]),
+            shared: Arc::clone(shared),
+            wal_dir: data_dir.core_dir(core),
+            incarnation: data_dir.incarnation(),
+            mailbox: mailbox.clone(),
+            mailboxes,
+        };
+        let ending = ending.clone();
+        threads.push(spawn(format!("core-{core}"), move || {
+            let core = start.me.core;
+            let result = start_core(start).and_then(HotLoop::run);
+            // The receiver may be gone when the process is ending anyway.
+            let _ = ending.send(Ending::Core(core, result));
+        })?);
+    }
+    drop(mailbox);
+    let mut mailboxes: Vec<_> = arriving.iter().collect();
+    if mailboxes.len() < usize::from(count) {
+        // A core could not set up its ring; its own error is on the way.
+        return Ok(threads);
+    }
+    mailboxes.sort_by_key(|(core, _)| *core);
+    let mailboxes: Vec<_> = mailboxes.into_iter().map(|(_, mailbox)| mailbox).collect();
+    for sender in waiting {
+        // A core that has failed meanwhile has sent its error.
+        let _ = sender.send(mailboxes.clone());
+    }
+    Ok(threads)
+}
+
+/// Builds everything a core owns, on its own thread.
+fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
+    let CoreStart { me, cpu, shared, wal_dir, incarnation, mailbox: announce, mailboxes } = start;
+    pin(cpu)?;
+    let mut ring = Ring::new(RingConfig::default())
+        .map_err(|error| Fatal::failed("cannot set up io_uring", error.to_string(), ""))?;
+    let mailbox = Mailbox::new(ring.waker());
+    let gone = || Fatal::failed("this core cannot start", "another core of the node failed", "");
+    announce.send((me.core, Arc::clone(&mailbox))).map_err(|_| gone())?;
+    drop(announce);
+    let siblings = Siblings::new(mailboxes.recv().map_err(|_| gone())?);
+
+    let config = shared.config();
+    let (wal, recovery) = recover(&shared, me, &wal_dir)?;
+    let waker = ring.waker();
+    let background = Background::start(me.core.0, cpu, move || waker.wake())
+        .map_err(|error| Fatal::failed("cannot start background work", error.to_string(), ""))?;
+    let storage = Storage::new(wal, background)?;
+    let core = Core::new(core_config(&shared, me), recovery);
+    let out_links = OutLinks::new(me, shared.map(), shared.cluster_id(), incarnation)
+        .map_err(|error| Fatal::failed("cannot find the peers", format!("{error:#}"), ""))?;
+    listen(&mut ring, &shared, me)?;
+    tracing::info!(target: "node", core = me.core.0, cpu, "core is up");
+    Ok(HotLoop {
+        me,
+        ring,
+        core,
+        storage,
+        clients: Clients::new(),
+        out_links,
+        in_links: Vec::new(),
+        mailbox,
+        siblings,
+        tick: Duration::from_millis(u64::from(config.raft.tick_ms)),
+        shared: Arc::clone(&shared),
+        effects: Effects::default(),
+        again: false,
+        client_lines: Vec::new(),
+    })
+}
+
+type Wal = coracle_wal::Wal<RealDisk>;
+
+fn recover(
+    shared: &Shared,
+    me: CoreAddr,
+    wal_dir: &std::path::Path,
+) -> Result<(Wal, Recovery), Fatal> {
+    let config = shared.config();
+    let disk = RealDisk::open(wal_dir, config.wal.direct_io).map_err(storage_error)?;
+    let options = coracle_wal::Options {
+        identity: coracle_wal::Identity {
+            cluster: shared.cluster_id(),
+            node: me.node,
+            core: u32::from(me.core.0),
+        },
+        segment_bytes: config.wal.segment_bytes,
+        ..coracle_wal::Options::default()
+    };
+    let mut recovery = Recovery::new(shared.map().clone(), me);
+    let (wal, report) =
+        coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
+            .map_err(storage_error)?;
+    log_recovery(me, &report);
+    Ok((wal, recovery))
+}
+
+fn log_recovery(me: CoreAddr, report: &RecoveryReport) {
+    tracing::info!(target: "wal", core = me.core.0, "recovered: {report:?}");
+    for (group, damages) in &report.damaged {
+        for damage in damages {
+            tracing::error!(target: "wal", core = me.core.0, %group, "damaged: {damage}");
+        }
+    }
+}
+
+fn core_config(shared: &Shared, me: CoreAddr) -> CoreConfig {
+    let config = shared.config();
+    CoreConfig {
+        election_timeout_ticks: config.raft.election_ticks,
+        heartbeat_ticks: config.raft.heartbeat_ticks,
+        memory_budget_bytes: usize::try_from(config.memory_per_core_bytes()).unwrap_or(usize::MAX),
+        seed: seed(),
+        ..CoreConfig::new(me, shared.map().clone())
+    }
+}
+
+/// Randomness for election timeouts and hash seeds, from the operating system.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+fn listen(ring: &mut Ring, shared: &Shared, me: CoreAddr) -> Result<(), Fatal> {
+    let node = shared.map().node(me.node).expect("the node is in its own map");
+    let ports = [
+        (Kind::PlainListener, "plain", node.plain_port, true),
+        (Kind::CoreListener, "core", node.core_port + me.core.0, false),
+        (Kind::PeerListener, "peer", node.peer_port + me.core.0, false),
+    ];
+    for (kind, name, port, shared_port) in ports {
+        for &ip in &shared.config().bind {
+            let address = SocketAddr::new(ip, port);
+            let listener =
+                coracle_ring::listener(address, shared_port, BACKLOG).map_err(|error| {
+                    Fatal::failed(
+                        format!("cannot listen on the {name} port {address}"),
+                        error.to_string(),
+                        "stop what uses the port, or choose another one in [[nodes]]",
+                    )
+                })?;
+            ring.listen(key(kind, 0), listener);
+        }
+    }
+    Ok(())
+}
+
+/// Pins the calling thread to a CPU.
+fn pin(cpu: usize) -> Result<(), Fatal> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set).map_err(|error| {
+        Fatal::failed(
+            format!("cannot pin a core to CPU {cpu}"),
+            error.to_string(),
+            "name CPUs of this machine with --cores",
+        )
+    })
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Fatal> {
+    let label = name.clone();
+    std::thread::Builder::new().name(name).spawn(run).map_err(|error| {
+        Fatal::failed(format!("cannot start the thread {label}"), error.to_string(), "")
+    })
+}

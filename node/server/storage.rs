@@ -1,0 +1,306 @@
+//! The log of one core on the real disk: batches go to the ring, segments are prepared in the
+//! background, entries are read back.
+//!
+//! Not here: the format and what is durable (`wal`).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+use coracle_engine::{Input, Load};
+use coracle_raft::{BatchSeq, Record};
+use coracle_ring::{AlignedBuf, Event, FileId, Ring};
+use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
+
+use super::background::Background;
+use crate::fatal::{Exit, Fatal};
+
+/// Once a batch is sealed, the next one gathers for this long while the disk is at work.
+const GATHER: Duration = Duration::from_micros(200);
+/// How long a stopping node waits for its last writes.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// Pieces of one load that a ring key can number.
+const PIECE_BITS: u32 = 16;
+
+/// Entries that are being read back; their pieces arrive one by one.
+struct OpenLoad {
+    load: Load,
+    reads: Vec<ReadOp>,
+    buffers: Vec<AlignedBuf>,
+    missing: usize,
+    failed: Option<io::Error>,
+}
+
+/// The log of one core and everything it has under way.
+pub(super) struct Storage {
+    wal: Wal<RealDisk>,
+    background: Background<SegmentDone<File>>,
+    files: BTreeMap<SegmentId, FileId>,
+    loads: BTreeMap<u64, OpenLoad>,
+    next_load: u64,
+    sealed_at: Instant,
+    idle: bool,
+}
+
+impl Storage {
+    /// Takes over a recovered log; prepares its first segment if none is ready.
+    pub(super) fn new(
+        mut wal: Wal<RealDisk>,
+        background: Background<SegmentDone<File>>,
+    ) -> Result<Self, Fatal> {
+        while !wal.can_seal() {
+            let Some(task) = wal.wanted_segments().pop() else { break };
+            let done = task.run(wal.disk());
+            wal.segment_ready(done).map_err(storage_error)?;
+        }
+        Ok(Self {
+            wal,
+            background,
+            files: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            next_load: 0,
+            sealed_at: Instant::now(),
+            idle: true,
+        })
+    }
+
+    /// Whether a batch made now would go to the disk at once: nothing is in flight, or one write
+    /// is and enough time to gather has passed.
+    pub(super) fn may_seal(&self, now: Instant) -> bool {
+        self.wal.can_seal() && (self.wal.inflight() == 0 || now >= self.sealed_at + GATHER)
+    }
+
+    /// When [`Self::may_seal`] turns true by time alone.
+    pub(super) fn may_seal_at(&self) -> Option<Instant> {
+        self.wal.can_seal().then(|| self.sealed_at + GATHER)
+    }
+
+    /// Adds records to the open batch.
+    pub(super) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
+        self.idle = false;
+        self.wal.append(batch, records);
+    }
+
+    /// Hands to the disk what may go.
+    pub(super) fn submit(&mut self, ring: &mut Ring) {
+        while let Some(op) = self.wal.next_write() {
+            let file = open_file(&mut self.files, &self.wal, ring, op.segment);
+            match file {
+                Ok(file) => ring.write_dsync(file, op.id, op.offset, op.buffer, op.len),
+                // Reported as the write's own failure, which latches the log.
+                Err(error) => self.failed_submit(op.id, error, op.buffer),
+            }
+            self.sealed_at = Instant::now();
+        }
+        if let Some(task) = self.wal.wanted_segments().pop() {
+            let disk = self.wal.disk().clone();
+            if !self.background.submit(move || task.run(&disk)) {
+                tracing::error!(target: "wal", "the background executor takes no work");
+            }
+        }
+    }
+
+    fn failed_submit(&mut self, id: u64, error: io::Error, buffer: AlignedBuf) {
+        if let Err(error) = self.wal.written(id, Err(error), buffer) {
+            tracing::error!(target: "wal", %error, "log failed");
+        }
+    }
+
+    /// A write has completed; tells what is durable now.
+    pub(super) fn written(
+        &mut self,
+        id: u64,
+        result: io::Result<usize>,
+        buffer: AlignedBuf,
+    ) -> Result<Option<BatchSeq>, Fatal> {
+        self.wal.written(id, result, buffer).map_err(storage_error)
+    }
+
+    /// Takes finished background work.
+    pub(super) fn background_done(&mut self, ring: &mut Ring) -> Result<(), Fatal> {
+        while let Some(done) = self.background.finished() {
+            match self.wal.segment_ready(done) {
+                Ok(()) => {}
+                Err(error @ WalError::NoSpace { .. }) => {
+                    tracing::error!(target: "wal", %error, "the disk is full");
+                }
+                Err(error) => return Err(storage_error(error)),
+            }
+        }
+        for segment in self.wal.take_released() {
+            if let Some(file) = self.files.remove(&segment) {
+                ring.remove_file(file);
+            }
+        }
+        Ok(())
+    }
+
+    /// A tick has passed.
+    pub(super) fn tick(&mut self, ring: &mut Ring) {
+        self.background.nudge();
+        if self.wal.is_latched() {
+            return;
+        }
+        // A log that has gone quiet says on disk that its last records are durable, so that
+        // later damage to them is not taken for an unfinished write.
+        if self.idle && self.wal.idle_watermark() {
+            self.submit(ring);
+        }
+        self.idle = true;
+    }
+
+    /// Whether the log has failed: nothing is acknowledged any more.
+    pub(super) const fn is_latched(&self) -> bool {
+        self.wal.is_latched()
+    }
+
+    /// Starts to read entries back; gives the answer at once if that is impossible.
+    pub(super) fn load(&mut self, load: Load, ring: &mut Ring) -> Option<Input> {
+        let Load { group, first, last, bytes_max } = load;
+        let failed = |error: String| {
+            Some(Input::EntriesLoaded { group, first, entries: Err(error) })
+        };
+        let mut reads = match self.wal.locate(group, first, last, bytes_max) {
+            Ok(reads) => reads,
+            Err(error) => return failed(error.to_string()),
+        };
+        reads.truncate((1 << PIECE_BITS) - 1);
+        let number = self.next_load;
+        self.next_load += 1;
+        let mut buffers = Vec::with_capacity(reads.len());
+        for (piece, read) in reads.iter().enumerate() {
+            match open_file(&mut self.files, &self.wal, ring, read.segment) {
+                Ok(file) => {
+                    let key = (number << PIECE_BITS) | piece as u64;
+                    ring.read(file, key, read.offset, AlignedBuf::zeroed(read.len), read.len);
+                    buffers.push(AlignedBuf::zeroed(0));
+                }
+                Err(error) => {
+                    reads.truncate(piece);
+                    if piece == 0 {
+                        return failed(error.to_string());
+                    }
+                    break;
+                }
+            }
+        }
+        let missing = reads.len();
+        self.loads.insert(number, OpenLoad { load, reads, buffers, missing, failed: None });
+        None
+    }
+
+    /// A read has completed; gives the answer once all pieces are there.
+    pub(super) fn read_done(
+        &mut self,
+        key: u64,
+        result: io::Result<usize>,
+        buffer: AlignedBuf,
+    ) -> Option<Input> {
+        let number = key >> PIECE_BITS;
+        let open = self.loads.get_mut(&number)?;
+        let piece = (key & ((1 << PIECE_BITS) - 1)) as usize;
+        if let Err(error) = result {
+            open.failed.get_or_insert(error);
+        }
+        open.buffers[piece] = buffer;
+        open.missing -= 1;
+        if open.missing > 0 {
+            return None;
+        }
+        let open = self.loads.remove(&number)?;
+        let entries = match open.failed {
+            Some(error) => Err(error.to_string()),
+            None => self
+                .wal
+                .decode_entries(&open.reads, &open.buffers)
+                .map_err(|error| error.to_string()),
+        };
+        let Load { group, first, .. } = open.load;
+        Some(Input::EntriesLoaded { group, first, entries })
+    }
+
+    /// Makes durable what has been appended, as far as the disk answers in time.
+    pub(super) fn stop(&mut self, ring: &mut Ring) -> Result<(), Fatal> {
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut events = Vec::new();
+        loop {
+            while let Some(op) = self.wal.next_write() {
+                let file = open_file(&mut self.files, &self.wal, ring, op.segment);
+                let file = file.map_err(|error| Fatal::disk("cannot write the log", &error))?;
+                ring.write_dsync(file, op.id, op.offset, op.buffer, op.len);
+            }
+            if self.wal.inflight() == 0 && !self.wal.idle_watermark() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let cause = format!("no answer from the disk for {} s", STOP_PATIENCE.as_secs());
+                return Err(Fatal::new(Exit::DiskError, "cannot finish the log", cause, ""));
+            }
+            let tick = Some(Duration::from_millis(50));
+            ring.wait(tick, &mut events).map_err(Fatal::ring)?;
+            for event in events.drain(..) {
+                if let Event::Written { key, result, buf } = event {
+                    self.written(key, result, buf)?;
+                }
+            }
+        }
+    }
+}
+
+/// The ring's handle on a segment, opened at first use.
+fn open_file(
+    files: &mut BTreeMap<SegmentId, FileId>,
+    wal: &Wal<RealDisk>,
+    ring: &mut Ring,
+    segment: SegmentId,
+) -> io::Result<FileId> {
+    if let Some(&file) = files.get(&segment) {
+        return Ok(file);
+    }
+    let Some(file) = wal.file(segment) else {
+        return Err(io::Error::other(format!("segment {} is gone", segment.number())));
+    };
+    let id = ring.add_file(file.try_clone()?);
+    files.insert(segment, id);
+    Ok(id)
+}
+
+/// An error of the log as the end of the process.
+pub(super) fn storage_error(error: impl Into<StorageError>) -> Fatal {
+    error.into().0
+}
+
+/// Turns the log's errors into exit codes.
+pub(super) struct StorageError(Fatal);
+
+impl From<WalError> for StorageError {
+    fn from(error: WalError) -> Self {
+        Self(Fatal::new(
+            Exit::DiskError,
+            "the log failed; nothing more is acknowledged",
+            error.to_string(),
+            "look at the disk and the kernel log, then start the node again",
+        ))
+    }
+}
+
+impl From<coracle_wal::OpenError> for StorageError {
+    fn from(error: coracle_wal::OpenError) -> Self {
+        Self(Fatal::new(Exit::DiskError, "cannot open the log", error.to_string(), ""))
+    }
+}
+
+impl From<coracle_wal::RecoverError> for StorageError {
+    fn from(error: coracle_wal::RecoverError) -> Self {
+        use coracle_wal::RecoverError;
+        let exit = match &error {
+            RecoverError::Identity { .. } => Exit::WrongIdentity,
+            RecoverError::Version { .. } => Exit::UnknownFormat,
+            RecoverError::Gap { .. } | RecoverError::Misplaced { .. } => Exit::DataDamaged,
+            RecoverError::Options(_) | RecoverError::TooManyGroups { .. } => Exit::Usage,
+            _ => Exit::DiskError,
+        };
+        Self(Fatal::new(exit, "cannot recover the log", error.to_string(), ""))
+    }
+}

@@ -1,0 +1,109 @@
+//! What the log needs of a disk.
+
+use std::io;
+
+/// A directory of segment files. All operations block; a handle is cheap to clone and may be
+/// used from any thread.
+///
+/// Names have no directory part. The log's own batch writes and entry reads are not here: the
+/// driver does them on the file itself, see [`WriteOp`](crate::WriteOp) and
+/// [`ReadOp`](crate::ReadOp).
+pub trait Disk: Clone + Send + 'static {
+    /// An open file.
+    type File: Send + 'static;
+
+    /// Names of all files, in any order.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Opens an existing file for the writes and reads of the log.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn open(&self, name: &str) -> io::Result<Self::File>;
+
+    /// Opens an existing file for reading it from start to end; alignment does not matter.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn open_for_scan(&self, name: &str) -> io::Result<Self::File> {
+        self.open(name)
+    }
+
+    /// Makes an empty file, in place of one that had the name, open for the writes of the log.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn create(&self, name: &str) -> io::Result<Self::File>;
+
+    /// Length of a file in bytes.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn len(&self, file: &Self::File) -> io::Result<u64>;
+
+    /// Reads at `offset` until the buffer is full or the file ends.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn read_at(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes at `offset`; may be short. Start, length and offset are multiples of 4 KiB. Durable
+    /// only after [`Disk::sync_data`].
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn write_at(&self, file: &Self::File, offset: u64, buffer: &[u8]) -> io::Result<usize>;
+
+    /// Makes everything written to the file durable, and its length.
+    ///
+    /// # Errors
+    /// Whatever the system says. It must not be repeated: a second call may lie.
+    fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+
+    /// Cuts the file to `len` bytes.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn truncate(&self, name: &str, len: u64) -> io::Result<()>;
+
+    /// Renames a file, in place of one that had the new name.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes creations, renames and removals durable.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// How errors name a file of this disk.
+    fn display(&self, name: &str) -> String;
+}
+
+/// Writes all of the buffer or says why not.
+pub(crate) fn write_all<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    offset: u64,
+    buffer: &[u8],
+) -> io::Result<()> {
+    let written = disk.write_at(file, offset, buffer)?;
+    if written == buffer.len() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::WriteZero,
+        format!("short write: {written} of {} bytes", buffer.len()),
+    ))
+}

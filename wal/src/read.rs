@@ -1,0 +1,160 @@
+//! Reading entries back.
+
+use std::ops::Deref;
+
+use coracle_raft::{Entry, GroupId, LogIndex, Payload};
+
+use crate::format::{
+    BLOCK_BYTES, Lsn, RECORD_HEADER_BYTES, RecordHeader, RecordKind, aligned, record_seed,
+};
+use crate::groups::Run;
+use crate::segment::SegmentId;
+use crate::{Disk, LoadError, Wal};
+
+/// A read for the driver: `len` bytes at `offset` of the segment's file, both multiples of 4 KiB.
+/// A read that ends early gives an error when it is decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOp {
+    /// Which file: [`Wal::file`].
+    pub segment: SegmentId,
+    /// Where in the file.
+    pub offset: u64,
+    /// How many bytes.
+    pub len: usize,
+    group: GroupId,
+    run: Run,
+    /// Last entry of the run that was not overwritten later.
+    run_last: LogIndex,
+    first: LogIndex,
+    last: LogIndex,
+    bytes_max: usize,
+}
+
+impl<D: Disk> Wal<D> {
+    /// Reads that fetch entries `first..=last` of a group, or the first of them until they reach
+    /// `bytes_max` (at least one). Do them, then [`Wal::decode_entries`].
+    ///
+    /// # Errors
+    /// [`LoadError::Missing`] or [`LoadError::NotDurable`], if there is not even the first entry.
+    pub fn locate(
+        &self,
+        group: GroupId,
+        first: LogIndex,
+        last: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<ReadOp>, LoadError> {
+        let state = self.groups.get(&group).ok_or(LoadError::Missing { group, first })?;
+        let mut ops = Vec::new();
+        let mut bytes = 0;
+        for (run, run_last) in state.runs_from(first) {
+            if run.first > last || (bytes >= bytes_max && !ops.is_empty()) {
+                break;
+            }
+            let segment = self.segment(run.segment);
+            let durable = segment.is_some_and(|segment| {
+                segment.header.first_lsn.plus(u64::from(run.batch)) < self.durable
+            });
+            if !durable {
+                if ops.is_empty() {
+                    return Err(LoadError::NotDurable { group, first });
+                }
+                break;
+            }
+            let start = u64::from(run.batch) + u64::from(run.start);
+            let end = aligned(u64::from(run.batch) + u64::from(run.end));
+            let offset = start & !(BLOCK_BYTES as u64 - 1);
+            let len = (end - offset) as usize;
+            let segment = run.segment;
+            ops.push(ReadOp { segment, offset, len, group, run, run_last, first, last, bytes_max });
+            bytes += (run.end - run.start) as usize;
+        }
+        if ops.is_empty() { Err(LoadError::Missing { group, first }) } else { Ok(ops) }
+    }
+
+    /// Makes entries of what was read: `buffers` holds the bytes of `ops`, in the same order.
+    /// Every check of recovery is made here too. Returns at least one entry, from the first asked
+    /// for on.
+    ///
+    /// # Errors
+    /// [`LoadError::Recycled`] or [`LoadError::Damaged`].
+    pub fn decode_entries<B: Deref<Target = [u8]>>(
+        &self,
+        ops: &[ReadOp],
+        buffers: &[B],
+    ) -> Result<Vec<Entry>, LoadError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for (op, buffer) in ops.iter().zip(buffers) {
+            let Some(segment) = self.segment(op.segment) else {
+                return Err(LoadError::Recycled { file: self.file_name(op.segment) });
+            };
+            let lsn = segment.header.first_lsn.plus(u64::from(op.run.batch));
+            if self.decode_run(op, buffer, (segment.header.salt, lsn), &mut entries, &mut bytes)? {
+                break;
+            }
+        }
+        match ops.first() {
+            Some(op) if entries.is_empty() => Err(self.damaged(op, op.run.start)),
+            _ => Ok(entries),
+        }
+    }
+
+    /// Returns whether enough was read.
+    fn decode_run(
+        &self,
+        op: &ReadOp,
+        buffer: &[u8],
+        (salt, lsn): (u64, Lsn),
+        entries: &mut Vec<Entry>,
+        bytes: &mut usize,
+    ) -> Result<bool, LoadError> {
+        let seed = record_seed(salt, lsn);
+        // The buffer starts somewhere in the batch, at a block.
+        let start_of_batch = u64::from(op.run.batch);
+        let mut at = op.run.start;
+        let mut index = op.run.first;
+        while at < op.run.end && index <= op.run_last.min(op.last) {
+            let in_buffer = (start_of_batch + u64::from(at) - op.offset) as usize;
+            let damaged = || self.damaged(op, at);
+            let record = buffer.get(in_buffer..).ok_or_else(damaged)?;
+            let (header, _) =
+                RecordHeader::decode(record, seed, at as usize).ok_or_else(damaged)?;
+            let here = match header.kind {
+                RecordKind::Entry { kind, position } if header.group == op.group => {
+                    Some((kind, position))
+                }
+                _ => None,
+            };
+            if let Some((kind, position)) = here {
+                if position.index != index {
+                    return Err(damaged());
+                }
+                if index >= op.first {
+                    let payload = &record[RECORD_HEADER_BYTES..];
+                    let payload = payload.get(..header.payload_len as usize).ok_or_else(damaged)?;
+                    if crc32c::crc32c(payload) != header.payload_crc {
+                        return Err(damaged());
+                    }
+                    let payload = Payload::new(payload.to_vec(), header.payload_crc);
+                    let entry = Entry { term: position.term, index, kind, payload };
+                    *bytes += entry.size_bytes();
+                    entries.push(entry);
+                    if *bytes >= op.bytes_max {
+                        return Ok(true);
+                    }
+                }
+                index = index.next();
+            }
+            at += header.record_bytes() as u32;
+        }
+        if index <= op.run_last.min(op.last) {
+            return Err(self.damaged(op, at.min(op.run.end)));
+        }
+        Ok(index > op.last)
+    }
+
+    fn damaged(&self, op: &ReadOp, at: u32) -> LoadError {
+        let offset = u64::from(op.run.batch) + u64::from(at);
+        LoadError::Damaged { file: self.file_name(op.segment), offset }
+    }
+}

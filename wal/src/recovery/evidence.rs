@@ -1,0 +1,245 @@
+//! Second pass: which groups lost something.
+//!
+//! Every record carries the number of records its group had before it. A place where records are
+//! lost, nobody knows whose, therefore harms only the groups whose numbers have a gap there, and
+//! those that never wrote again.
+
+use std::collections::BTreeMap;
+
+use coracle_raft::{GroupId, LogIndex, LogPosition};
+
+use super::report::{Damage, DamageKind, RecoveryReport};
+use super::salvage::{Frame, Piece, pieces};
+use super::scan::{Reader, Span, SpanKind, Survey};
+use crate::format::{Lsn, RecordHeader, RecordKind};
+use crate::segment::SegmentId;
+use crate::{Disk, RecoverError};
+
+/// What the log proves about its groups.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    pub(crate) groups: BTreeMap<GroupId, GroupEvidence>,
+    /// Places where records of unknown groups were lost, in log order.
+    pub(crate) events: Vec<Loss>,
+    records: u64,
+}
+
+/// What the log proves about one group.
+#[derive(Debug, Default)]
+pub(crate) struct GroupEvidence {
+    /// Number of its newest record.
+    pub(crate) seq: u64,
+    /// Where that stands.
+    last_lsn: Lsn,
+    /// Its newest base.
+    pub(crate) base: Option<LogPosition>,
+    /// Entries before this were overwritten, as far as they are after the base: the entries that
+    /// replaced them are at or before it and are not handed out.
+    pub(crate) entries_from: Lsn,
+    /// Its newest entry, and where consecutive entries start, as far as later ones did not
+    /// overwrite them.
+    last: LogIndex,
+    runs: Vec<(LogIndex, Lsn)>,
+    /// What stands before this is void.
+    pub(crate) void_before: Lsn,
+    /// What it lost.
+    pub(crate) losses: Vec<Loss>,
+    /// Between these positions entries follow on a lost one that was overwritten later.
+    pub(crate) skipped: Vec<(Lsn, Lsn)>,
+    healed: u64,
+}
+
+/// One loss.
+#[derive(Clone, Debug)]
+pub(crate) struct Loss {
+    pub(crate) lsn: Lsn,
+    pub(crate) segment: SegmentId,
+    damage: Damage,
+    /// The entry that was lost, if it is known to be one.
+    entry: Option<LogIndex>,
+}
+
+impl GroupEvidence {
+    /// Where the first loss is, if there is one.
+    pub(crate) fn first_loss(&self) -> Option<&Loss> {
+        self.losses.iter().min_by_key(|loss| loss.lsn)
+    }
+
+    /// Whether records were lost of which it is not known what they were.
+    pub(crate) fn lost_unknown(&self) -> bool {
+        self.losses.iter().any(|loss| loss.entry.is_none())
+    }
+}
+
+/// Walks over everything that is kept.
+pub(crate) fn gather<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    survey: &Survey,
+    report: &mut RecoveryReport,
+) -> Result<Evidence, RecoverError> {
+    let mut evidence = Evidence::default();
+    for span in &survey.spans {
+        let segment = &survey.segments[span.segment];
+        let file = reader.disk.display(&segment.name);
+        let loss_at = |offset: u64, kind| Loss {
+            lsn: segment.first_lsn.plus(offset),
+            segment: segment.id,
+            damage: Damage { file: file.clone(), offset, kind },
+            entry: None,
+        };
+        match span.kind {
+            SpanKind::Blind => {
+                evidence.events.push(loss_at(0, DamageKind::Segment));
+                continue;
+            }
+            SpanKind::Hole => evidence.events.push(loss_at(span.offset, DamageKind::Batch)),
+            SpanKind::Whole(_) | SpanKind::Broken(_) => {}
+        }
+        each_piece(reader, survey, span, &mut |piece| match piece {
+            Piece::Record { header, payload_ok, .. } => {
+                let offset = span.offset + u64::from(header.offset);
+                let kind = if payload_ok { DamageKind::Missing } else { DamageKind::Payload };
+                evidence.record(&header, payload_ok, loss_at(offset, kind));
+            }
+            Piece::Lost(range) => {
+                // In a hole the loss is known already.
+                if span.batch().is_some() {
+                    let offset = span.offset + range.start as u64;
+                    evidence.events.push(loss_at(offset, DamageKind::Records));
+                }
+            }
+        })?;
+    }
+    evidence.finish(report);
+    Ok(evidence)
+}
+
+/// The records in a span that can be trusted, and the bytes in which there are none.
+pub(crate) fn each_piece<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    survey: &Survey,
+    span: &Span,
+    each: &mut dyn FnMut(Piece<'_>),
+) -> Result<(), RecoverError> {
+    let segment = &survey.segments[span.segment];
+    let Some(header) = segment.header else { return Ok(()) };
+    let (len, verified) = match span.kind {
+        SpanKind::Whole(batch) => (batch.len as usize, true),
+        SpanKind::Broken(batch) => (batch.len as usize, false),
+        SpanKind::Hole | SpanKind::Blind => ((span.end - span.offset) as usize, false),
+    };
+    let bytes = reader.load(&survey.segments, span.segment)?;
+    let Some(bytes) = bytes.get(span.offset as usize..) else {
+        // The file ends before the place where a batch must be.
+        each(Piece::Lost(0..len));
+        return Ok(());
+    };
+    let frame = Frame { salt: header.salt, lsn: span.lsn, len, verified };
+    pieces(bytes, &frame, each);
+    Ok(())
+}
+
+impl Evidence {
+    fn record(&mut self, header: &RecordHeader, payload_ok: bool, here: Loss) {
+        self.records += u64::from(payload_ok);
+        let group = self.groups.entry(header.group).or_default();
+        let first = group.seq == 0;
+        let event = first_event_after(&self.events, group.last_lsn);
+        let follows = header.seq == group.seq + 1;
+        if !follows && (!first || event.is_some()) {
+            group.losses.push(event.cloned().unwrap_or_else(|| Loss {
+                damage: Damage { kind: DamageKind::Missing, ..here.damage.clone() },
+                ..here.clone()
+            }));
+        }
+        group.seq = header.seq;
+        group.last_lsn = here.lsn;
+        if let RecordKind::Entry { position, .. } = header.kind {
+            group.overwritten(position.index, here.lsn);
+        }
+        if !payload_ok {
+            let entry = match header.kind {
+                RecordKind::Entry { position, .. } => Some(position.index),
+                _ => None,
+            };
+            group.losses.push(Loss { entry, ..here });
+            return;
+        }
+        match header.kind {
+            RecordKind::Purge { base } => group.purged(base),
+            RecordKind::Reset => {
+                group.healed += group.losses.len() as u64;
+                group.losses.clear();
+                group.skipped.clear();
+                group.runs.clear();
+                group.last = LogIndex::ZERO;
+                group.base = None;
+                group.void_before = here.lsn;
+            }
+            RecordKind::Entry { .. } | RecordKind::HardState(_) | RecordKind::State => {}
+        }
+    }
+
+    /// Groups that wrote nothing after a loss of unknown owners may be its owners.
+    fn finish(&mut self, report: &mut RecoveryReport) {
+        report.records = self.records;
+        for (&id, group) in &mut self.groups {
+            if let Some(event) = first_event_after(&self.events, group.last_lsn) {
+                group.losses.push(event.clone());
+            }
+            report.groups.push(id);
+            report.healed += group.healed;
+            if !group.losses.is_empty() {
+                let mut losses = group.losses.clone();
+                losses.sort_by_key(|loss| loss.lsn);
+                let damages = losses.into_iter().map(|loss| loss.damage).collect();
+                report.damaged.insert(id, damages);
+            }
+        }
+        report.unattributed = self.events.iter().map(|loss| loss.damage.clone()).collect();
+    }
+}
+
+fn first_event_after(events: &[Loss], lsn: Lsn) -> Option<&Loss> {
+    // Nearly always there is none; then this is one comparison.
+    events.last().filter(|event| event.lsn > lsn)?;
+    events.iter().find(|event| event.lsn > lsn)
+}
+
+impl GroupEvidence {
+    /// An entry replaces what the log held at its index and after it.
+    fn overwritten(&mut self, index: LogIndex, lsn: Lsn) {
+        while self.runs.last().is_some_and(|&(first, _)| first >= index) {
+            self.runs.pop();
+        }
+        if index != self.last.next() || self.runs.is_empty() {
+            self.runs.push((index, lsn));
+        }
+        self.last = index;
+        let (skipped, healed) = (&mut self.skipped, &mut self.healed);
+        self.losses.retain(|loss| {
+            let dead = loss.entry.is_some_and(|lost| lost >= index);
+            if dead {
+                skipped.push((loss.lsn, lsn));
+                *healed += 1;
+            }
+            !dead
+        });
+    }
+
+    fn purged(&mut self, base: LogPosition) {
+        if self.base.is_none_or(|old| old.index <= base.index) {
+            self.base = Some(base);
+            // Between the start of the run that holds the base and the base itself, only
+            // entries of that run were written.
+            let after = self.runs.partition_point(|&(first, _)| first <= base.index);
+            if let Some(run) = after.checked_sub(1) {
+                self.entries_from = self.entries_from.max(self.runs[run].1);
+                self.runs.drain(..run);
+            }
+        }
+        let before = self.losses.len();
+        self.losses.retain(|loss| loss.entry.is_none_or(|lost| lost > base.index));
+        self.healed += (before - self.losses.len()) as u64;
+    }
+}

@@ -1,0 +1,67 @@
+//! Opening a log: what is in it, what is damaged, where to go on.
+//!
+//! Three passes over the files. The first finds the batches and decides where the log ends
+//! (`scan`), the second finds out which groups lost something (`evidence`), the third hands out
+//! the records (`deliver`). Then the files are put in order (`repair`).
+
+mod deliver;
+mod evidence;
+mod repair;
+mod report;
+mod salvage;
+mod scan;
+
+use coracle_raft::Record;
+
+pub use report::{Damage, DamageKind, RecoveryReport, Torn};
+
+use crate::{Disk, Identity, Options, RecoverError, Wal};
+
+/// Opens the log in a directory, an empty one included, and calls `visit` with its records.
+///
+/// What `visit` sees of one group: first a purge, if its log does not start at 1; then its hard
+/// states, entries after the base and state records in the order they were appended. Of a damaged
+/// group it sees only what was appended before the damage, and all later hard states.
+///
+/// The log goes on in a fresh segment: run [`Wal::wanted_segments`] or [`Wal::prepare_segments`].
+///
+/// # Errors
+/// See [`RecoverError`]. Damage is not an error: see [`RecoveryReport::is_damaged`].
+pub fn recover<D: Disk>(
+    disk: D,
+    options: Options,
+    visit: &mut dyn FnMut(Record),
+) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
+    options.validate()?;
+    let mut report = RecoveryReport::default();
+    let mut reader = scan::Reader::new(&disk);
+    let survey = scan::survey(&mut reader, Some(options.identity), &mut report)?;
+    let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
+    if evidence.groups.len() > options.groups_max {
+        let (found, limit) = (evidence.groups.len(), options.groups_max);
+        return Err(RecoverError::TooManyGroups { found, limit });
+    }
+    let groups = deliver::deliver(&mut reader, &survey, &evidence, visit)?;
+    report.unreadable_blocks = reader.unreadable_blocks();
+    let wal = repair::open(disk, options, &survey, groups, &evidence, &mut report)?;
+    Ok((wal, report))
+}
+
+/// Reads a log without changing anything: for offline checks and dumps. Returns what
+/// [`recover`] would report; with an identity it is compared.
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn inspect<D: Disk>(
+    disk: &D,
+    identity: Option<Identity>,
+    visit: &mut dyn FnMut(Record),
+) -> Result<RecoveryReport, RecoverError> {
+    let mut report = RecoveryReport::default();
+    let mut reader = scan::Reader::new(disk);
+    let survey = scan::survey(&mut reader, identity, &mut report)?;
+    let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
+    deliver::deliver(&mut reader, &survey, &evidence, visit)?;
+    report.unreadable_blocks = reader.unreadable_blocks();
+    Ok(report)
+}

@@ -1,0 +1,426 @@
+//! First pass: the batches of all segments, the watermark, and where the log ends.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::report::{RecoveryReport, Torn};
+use super::salvage::{self, Frame};
+use crate::format::{
+    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FORMAT_VERSION, Lsn, SegmentHeader,
+    SegmentHeaderError, aligned, record_seed,
+};
+use crate::segment::SegmentId;
+use crate::{Disk, Identity, RecoverError};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// No segment is longer, whatever its file says.
+const SEGMENT_BYTES_MAX: u64 = 1 << 31;
+
+/// A segment file.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentScan {
+    pub(crate) id: SegmentId,
+    pub(crate) name: String,
+    /// None if both copies are damaged.
+    pub(crate) header: Option<SegmentHeader>,
+    pub(crate) first_lsn: Lsn,
+    /// Positions it takes in the log.
+    pub(crate) segment_bytes: u64,
+    pub(crate) file_bytes: u64,
+}
+
+/// A stretch of a segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    /// Index in [`Survey::segments`].
+    pub(crate) segment: usize,
+    /// Offset in the segment; `end` is rounded up to a block.
+    pub(crate) offset: u64,
+    pub(crate) end: u64,
+    pub(crate) lsn: Lsn,
+    pub(crate) kind: SpanKind,
+}
+
+/// What is known of a [`Span`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SpanKind {
+    /// A batch that passed every check.
+    Whole(BatchHeader),
+    /// A batch with a valid header and something wrong in it.
+    Broken(BatchHeader),
+    /// No valid batch header where one must be. A batch starts at its start.
+    Hole,
+    /// A segment without a valid header.
+    Blind,
+}
+
+impl Span {
+    pub(crate) const fn batch(&self) -> Option<&BatchHeader> {
+        match &self.kind {
+            SpanKind::Whole(header) | SpanKind::Broken(header) => Some(header),
+            SpanKind::Hole | SpanKind::Blind => None,
+        }
+    }
+}
+
+/// The structure of a log.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    pub(crate) segments: Vec<SegmentScan>,
+    /// In log order, up to the end of the log.
+    pub(crate) spans: Vec<Span>,
+    pub(crate) watermark: Lsn,
+    /// Files that are being made or put aside.
+    pub(crate) unfinished: Vec<String>,
+}
+
+/// Reads segments, one at a time.
+pub(crate) struct Reader<'a, D: Disk> {
+    pub(crate) disk: &'a D,
+    bytes: Vec<u8>,
+    loaded: Option<usize>,
+    unreadable: BTreeSet<(usize, u64)>,
+}
+
+impl<'a, D: Disk> Reader<'a, D> {
+    pub(crate) const fn new(disk: &'a D) -> Self {
+        Self { disk, bytes: Vec::new(), loaded: None, unreadable: BTreeSet::new() }
+    }
+
+    pub(crate) fn unreadable_blocks(&self) -> u64 {
+        self.unreadable.len() as u64
+    }
+
+    /// The bytes of a segment. What the disk refuses to read is zeros, which are never valid.
+    pub(crate) fn load(
+        &mut self,
+        segments: &[SegmentScan],
+        at: usize,
+    ) -> Result<&[u8], RecoverError> {
+        if self.loaded != Some(at) {
+            let segment = &segments[at];
+            let file = self.disk.open_for_scan(&segment.name);
+            let file = file.map_err(|source| self.error("open", &segment.name, source))?;
+            let len = segment.file_bytes.min(segment.segment_bytes) as usize;
+            self.loaded = None;
+            self.bytes.clear();
+            self.bytes.resize(len, 0);
+            self.fill(&file, at);
+            self.loaded = Some(at);
+        }
+        Ok(&self.bytes)
+    }
+
+    fn fill(&mut self, file: &D::File, segment: usize) {
+        const CHUNK: usize = 1 << 20;
+        for (number, chunk) in self.bytes.chunks_mut(CHUNK).enumerate() {
+            let start = number * CHUNK;
+            if self.disk.read_at(file, start as u64, chunk).is_ok() {
+                continue;
+            }
+            for (block_number, block) in chunk.chunks_mut(BLOCK_BYTES).enumerate() {
+                let offset = (start + block_number * BLOCK_BYTES) as u64;
+                if self.disk.read_at(file, offset, block).is_err() {
+                    block.fill(0);
+                    self.unreadable.insert((segment, offset));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn error(
+        &self,
+        action: &'static str,
+        name: &str,
+        source: std::io::Error,
+    ) -> RecoverError {
+        RecoverError::Io { file: self.disk.display(name), action, source }
+    }
+}
+
+/// Reads all segments and finds the log in them.
+pub(crate) fn survey<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    identity: Option<Identity>,
+    report: &mut RecoveryReport,
+) -> Result<Survey, RecoverError> {
+    let mut survey = list(reader, identity)?;
+    let mut parts = Vec::with_capacity(survey.segments.len());
+    for at in 0..survey.segments.len() {
+        let bytes = reader.load(&survey.segments, at)?;
+        parts.push(walk(at, &survey.segments[at], bytes));
+    }
+    survey.spans = link(&survey.segments, parts);
+    let durable = survey.spans.iter().filter_map(|span| span.batch().map(|batch| batch.durable));
+    survey.watermark = durable.max().unwrap_or_default();
+    report.watermark = survey.watermark;
+    report.torn = cut(&mut survey, reader.disk);
+    if report.torn.is_none() {
+        report.torn = traces(reader, &survey)?;
+    }
+    let last = survey.spans.last();
+    let start = survey.segments.first().map(|segment| segment.first_lsn.plus(BLOCK));
+    report.end = last
+        .map(|span| survey.segments[span.segment].first_lsn.plus(span.end))
+        .or(start)
+        .unwrap_or_default();
+    report.segments = last.map_or(0, |span| span.segment + 1);
+    report.batches = survey.spans.iter().filter(|span| span.batch().is_some()).count() as u64;
+    report.bytes = survey.spans.iter().map(|span| span.end - span.offset).sum();
+    Ok(survey)
+}
+
+/// Finds the segments and reads their headers.
+fn list<D: Disk>(
+    reader: &Reader<'_, D>,
+    identity: Option<Identity>,
+) -> Result<Survey, RecoverError> {
+    let mut survey = Survey::default();
+    let names = reader.disk.list().map_err(|source| reader.error("list", "", source))?;
+    let mut ids: Vec<SegmentId> = Vec::new();
+    for name in names {
+        match SegmentId::of_file_name(&name) {
+            Some(id) => ids.push(id),
+            None if name.ends_with(crate::segment::UNFINISHED_SUFFIX) => {
+                survey.unfinished.push(name);
+            }
+            None => {}
+        }
+    }
+    ids.sort_unstable();
+    survey.unfinished.sort_unstable();
+    for pair in ids.windows(2) {
+        if pair[0].number() + 1 != pair[1].number() {
+            return Err(RecoverError::Gap {
+                file: reader.disk.display(&pair[1].file_name()),
+                first_missing: pair[0].number() + 1,
+                last_missing: pair[1].number() - 1,
+            });
+        }
+    }
+    for id in ids {
+        let segment = open_segment(reader, id, identity)?;
+        survey.segments.push(segment);
+    }
+    place(reader, &mut survey.segments)?;
+    Ok(survey)
+}
+
+fn open_segment<D: Disk>(
+    reader: &Reader<'_, D>,
+    id: SegmentId,
+    identity: Option<Identity>,
+) -> Result<SegmentScan, RecoverError> {
+    let name = id.file_name();
+    let disk = reader.disk;
+    let file = disk.open_for_scan(&name).map_err(|source| reader.error("open", &name, source))?;
+    let file_bytes = disk.len(&file).map_err(|source| reader.error("measure", &name, source))?;
+    let mut block = [0; BLOCK_BYTES];
+    // A header that cannot be read is as good as a damaged one.
+    let read = disk.read_at(&file, 0, &mut block).unwrap_or(0);
+    let header = match SegmentHeader::decode(&block[..read.min(BLOCK_BYTES)]) {
+        Ok(header) => Some(header),
+        Err(SegmentHeaderError::Damaged) => None,
+        Err(SegmentHeaderError::Version(found)) => {
+            let known = u32::from(FORMAT_VERSION);
+            return Err(RecoverError::Version { file: disk.display(&name), found, known });
+        }
+    };
+    if let Some(header) = &header {
+        let file = disk.display(&name);
+        if let Some(wanted) = identity.filter(|wanted| *wanted != header.identity) {
+            return Err(RecoverError::Identity { file, found: header.identity, wanted });
+        }
+        if header.number != id.number() {
+            let (found, wanted) = (header.number, id.number());
+            return Err(RecoverError::Misplaced { file, what: "segment number", found, wanted });
+        }
+    }
+    let segment_bytes = header.map_or(file_bytes, |header| header.segment_bytes);
+    Ok(SegmentScan {
+        id,
+        name,
+        first_lsn: header.map_or(Lsn::ZERO, |header| header.first_lsn),
+        segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
+        header,
+        file_bytes,
+    })
+}
+
+/// Gives every segment its first position and checks that they follow each other.
+fn place<D: Disk>(
+    reader: &Reader<'_, D>,
+    segments: &mut [SegmentScan],
+) -> Result<(), RecoverError> {
+    // Segments with a damaged header take their place from the next one, then from the one before.
+    for at in (1..segments.len()).rev() {
+        let next = segments[at].first_lsn;
+        let segment = &mut segments[at - 1];
+        if segment.header.is_none() && next > Lsn::ZERO {
+            segment.first_lsn = Lsn::new(next.get().saturating_sub(segment.segment_bytes));
+        }
+    }
+    for at in 1..segments.len() {
+        let expected = segments[at - 1].first_lsn.plus(segments[at - 1].segment_bytes);
+        let both = segments[at - 1].header.is_some() && segments[at].header.is_some();
+        let segment = &mut segments[at];
+        if segment.header.is_none() {
+            segment.first_lsn = segment.first_lsn.max(expected);
+        } else if both && segment.first_lsn != expected {
+            return Err(RecoverError::Misplaced {
+                file: reader.disk.display(&segment.name),
+                what: "first position",
+                found: segment.first_lsn.get(),
+                wanted: expected.get(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The batches of one segment. What stands after the last valid batch header is no span.
+fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> {
+    let span = |range: Range<u64>, kind| Span {
+        segment: at,
+        offset: range.start,
+        end: range.end,
+        lsn: segment.first_lsn.plus(range.start),
+        kind,
+    };
+    let Some(header) = segment.header else {
+        return vec![span(BLOCK..segment.segment_bytes.max(2 * BLOCK), SpanKind::Blind)];
+    };
+    let mut spans: Vec<Span> = Vec::new();
+    let mut hole = None;
+    let mut offset = BLOCK;
+    while (offset as usize) < bytes.len() {
+        let lsn = segment.first_lsn.plus(offset);
+        let here = &bytes[offset as usize..];
+        let follows = |batch: &BatchHeader| match spans.last() {
+            Some(last) if hole.is_none() => batch.prev == last.lsn,
+            _ => true,
+        };
+        let batch = BatchHeader::decode(here, header.salt, lsn)
+            .filter(|batch| offset + aligned(u64::from(batch.len)) <= segment.segment_bytes)
+            .filter(follows);
+        let Some(batch) = batch else {
+            hole.get_or_insert(offset);
+            offset += BLOCK;
+            continue;
+        };
+        if let Some(start) = hole.take() {
+            spans.push(span(start..offset, SpanKind::Hole));
+        }
+        let frame = Frame { salt: header.salt, lsn, len: batch.len as usize, verified: false };
+        let whole = salvage::is_whole(here, &frame, batch.count, batch.records_crc);
+        let kind = if whole { SpanKind::Whole(batch) } else { SpanKind::Broken(batch) };
+        let end = offset + aligned(u64::from(batch.len));
+        spans.push(span(offset..end, kind));
+        offset = end;
+    }
+    spans
+}
+
+/// Joins the segments: a batch names the one before it, so a segment that ends too early, or that
+/// goes on with the remains of a write that was cut off, is found.
+fn link(segments: &[SegmentScan], parts: Vec<Vec<Span>>) -> Vec<Span> {
+    let last_used = parts.iter().rposition(|part| !part.is_empty());
+    let mut spans: Vec<Span> = Vec::new();
+    for (at, mut part) in parts.into_iter().enumerate() {
+        if Some(at) > last_used {
+            break;
+        }
+        let segment = &segments[at];
+        if part.is_empty() {
+            // Later segments are in use: this one was too.
+            part.push(Span {
+                segment: at,
+                offset: BLOCK,
+                end: segment.segment_bytes.max(2 * BLOCK),
+                lsn: segment.first_lsn.plus(BLOCK),
+                kind: SpanKind::Hole,
+            });
+        }
+        let prev = part.first().and_then(Span::batch).map(|batch| batch.prev);
+        if let Some(prev) = prev {
+            let beyond = |span: &Span| span.batch().is_some() && span.lsn > prev;
+            while spans.last().is_some_and(beyond) {
+                spans.pop();
+                // A hole is a span only because of the batch behind it.
+                while spans.last().is_some_and(|span| matches!(span.kind, SpanKind::Hole)) {
+                    spans.pop();
+                }
+            }
+            if let Some(last) = spans.last().filter(|last| last.batch().is_some()) {
+                if last.lsn < prev {
+                    let home = &segments[last.segment];
+                    let missing = Span {
+                        segment: last.segment,
+                        offset: last.end,
+                        end: home.segment_bytes.max(last.end),
+                        lsn: home.first_lsn.plus(last.end),
+                        kind: SpanKind::Hole,
+                    };
+                    spans.push(missing);
+                }
+            }
+        }
+        spans.append(&mut part);
+    }
+    spans
+}
+
+/// Cuts the log at the first bad place that was in flight. What is bad before it is damage.
+fn cut<D: Disk>(survey: &mut Survey, disk: &D) -> Option<Torn> {
+    let watermark = survey.watermark;
+    let spans = &survey.spans;
+    let in_flight = |at: usize| match spans[at].kind {
+        SpanKind::Whole(_) | SpanKind::Blind => false,
+        SpanKind::Broken(_) => spans[at].lsn >= watermark,
+        // The last batch in a hole is named by the next batch behind it.
+        SpanKind::Hole => {
+            let behind = spans[at..].iter().find_map(Span::batch);
+            behind.is_some_and(|batch| batch.prev >= watermark)
+        }
+    };
+    let at = (0..spans.len()).find(|&at| in_flight(at))?;
+    let home = &survey.segments[spans[at].segment];
+    let dropped = spans[at..].iter().filter(|span| matches!(span.kind, SpanKind::Whole(_))).count();
+    let name = disk.display(&home.name);
+    let first_lsn = home.first_lsn;
+    let mut offset = survey.spans[at].offset;
+    survey.spans.truncate(at + 1);
+    match survey.spans.last_mut() {
+        // The watermark lies within the hole: its first part was acknowledged.
+        Some(span) if span.lsn < watermark => {
+            offset = (watermark.get() - first_lsn.get()).min(span.end);
+            span.end = offset;
+        }
+        _ => {
+            survey.spans.pop();
+        }
+    }
+    Some(Torn { file: name, offset, batches_dropped: dropped as u64 })
+}
+
+/// Looks behind the end for remains of a write whose batch header never reached the disk.
+fn traces<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    survey: &Survey,
+) -> Result<Option<Torn>, RecoverError> {
+    let (last, end) = survey.spans.last().map_or((0, BLOCK), |span| (span.segment, span.end));
+    for (at, offset) in [(last, end), (last + 1, BLOCK)] {
+        let Some(segment) = survey.segments.get(at) else { continue };
+        let Some(header) = segment.header else { continue };
+        let bytes = reader.load(&survey.segments, at)?;
+        let Some(batch) = bytes.get(offset as usize..) else { continue };
+        let seed = record_seed(header.salt, segment.first_lsn.plus(offset));
+        let mut places = (BATCH_HEADER_BYTES..batch.len().min(4 * BLOCK_BYTES)).step_by(8);
+        if places.any(|place| salvage::record_at(batch, seed, place, batch.len()).is_some()) {
+            let file = reader.disk.display(&segment.name);
+            return Ok(Some(Torn { file, offset, batches_dropped: 0 }));
+        }
+    }
+    Ok(None)
+}

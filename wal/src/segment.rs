@@ -1,0 +1,150 @@
+//! Segment files: their names and the slow work of preparing and removing them.
+
+use std::fmt;
+use std::io;
+
+use coracle_ring::AlignedBuf;
+
+use crate::Disk;
+use crate::disk::write_all;
+use crate::format::{BLOCK_BYTES, SegmentHeader};
+
+/// One segment file. Numbers grow by one along the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(u64);
+
+impl SegmentId {
+    pub(crate) const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number in the file's name.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The file's name.
+    pub fn file_name(self) -> String {
+        format!("{:010}.seg", self.0)
+    }
+
+    /// The segment a file of this name holds.
+    pub fn of_file_name(name: &str) -> Option<Self> {
+        let number = name.strip_suffix(".seg")?.parse().ok().map(Self)?;
+        // One spelling only: "+1" and "1" are numbers too.
+        (number.file_name() == name).then_some(number)
+    }
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {}", self.0)
+    }
+}
+
+/// Files that are being made or taken apart end in this; recovery removes them.
+pub(crate) const UNFINISHED_SUFFIX: &str = ".tmp";
+
+pub(crate) fn spare_name(number: u64) -> String {
+    format!("spare-{number}{UNFINISHED_SUFFIX}")
+}
+
+/// Zeros are written in pieces of this size.
+const ZERO_BYTES: usize = 1 << 20;
+
+/// A piece of slow disk work, to be run where blocking hurts nobody.
+///
+/// The result goes back by [`Wal::segment_ready`](crate::Wal::segment_ready).
+#[derive(Debug)]
+pub struct SegmentTask {
+    pub(crate) job: Job,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Job {
+    /// Make a segment file, from an old file if there is one.
+    Prepare { header: SegmentHeader, recycle: Option<String> },
+    /// Remove a file that is not needed.
+    Remove { name: String },
+}
+
+/// Result of a [`SegmentTask`].
+#[derive(Debug)]
+pub struct SegmentDone<F> {
+    pub(crate) job: Job,
+    pub(crate) result: io::Result<Option<F>>,
+}
+
+impl SegmentTask {
+    /// Does the work.
+    pub fn run<D: Disk>(self, disk: &D) -> SegmentDone<D::File> {
+        let result = match &self.job {
+            Job::Prepare { header, recycle } => prepare(disk, header, recycle.as_deref()).map(Some),
+            Job::Remove { name } => remove(disk, name).map(|()| None),
+        };
+        SegmentDone { job: self.job, result }
+    }
+}
+
+/// The file appears under its final name only when all of it is on disk; its old name is gone
+/// before its content changes.
+fn prepare<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    recycle: Option<&str>,
+) -> io::Result<D::File> {
+    let spare = spare_name(header.number);
+    let file = match recycle {
+        Some(old) => {
+            if old != spare {
+                disk.rename(old, &spare)?;
+                disk.sync_dir()?;
+            }
+            disk.open(&spare)?
+        }
+        None => {
+            let file = disk.create(&spare)?;
+            let zeros = AlignedBuf::zeroed(ZERO_BYTES.min(header.segment_bytes as usize));
+            let mut offset = 0;
+            while offset < header.segment_bytes {
+                let len = (header.segment_bytes - offset).min(zeros.len() as u64) as usize;
+                write_all(disk, &file, offset, &zeros[..len])?;
+                offset += len as u64;
+            }
+            file
+        }
+    };
+    let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
+    header.encode(&mut block);
+    write_all(disk, &file, 0, &block)?;
+    disk.sync_data(&file)?;
+    disk.rename(&spare, &SegmentId(header.number).file_name())?;
+    disk.sync_dir()?;
+    Ok(file)
+}
+
+fn remove<D: Disk>(disk: &D, name: &str) -> io::Result<()> {
+    match disk.remove(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => disk.sync_dir(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_spelling_of_a_segment_name_counts() {
+        let cases = [
+            ("0000000007.seg", Some(7)),
+            ("7.seg", None),
+            ("+000000007.seg", None),
+            ("0000000007.tmp", None),
+            ("12345678901.seg", Some(12_345_678_901)),
+        ];
+        for (name, want) in cases {
+            assert_eq!(SegmentId::of_file_name(name).map(SegmentId::number), want, "{name}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Disk space: segments are prepared ahead of use and let go when nothing in them is needed.
+
+use std::io;
+
+use coracle_raft::GroupId;
+
+use crate::segment::{Job, SegmentDone, SegmentId, SegmentTask};
+use crate::wal::{OnDurable, Retired};
+use crate::{Disk, Lsn, Wal, WalError};
+
+impl<D: Disk> Wal<D> {
+    /// Slow file work to be run elsewhere, see [`SegmentTask`]; its result goes to
+    /// [`Wal::segment_ready`]. Ask after each turn: one task at a time is handed out, because the
+    /// order of what happens to the files matters.
+    pub fn wanted_segments(&mut self) -> Vec<SegmentTask> {
+        if self.latched || self.task_running {
+            return Vec::new();
+        }
+        let job = self.wanted_job();
+        self.task_running = job.is_some();
+        job.map(|job| SegmentTask { job }).into_iter().collect()
+    }
+
+    fn wanted_job(&mut self) -> Option<Job> {
+        let ahead = self.segments.iter().filter(|segment| {
+            segment.file.is_some() && Some(SegmentId::new(segment.header.number)) > self.active
+        });
+        let wanted = ahead.count() < self.options.spare_max;
+        let old = self.retired.front();
+        // A few old files are kept to become new segments; what cannot be used goes at once.
+        if let Some(old) =
+            old.filter(|old| !old.reusable || self.retired.len() > self.options.spare_max)
+        {
+            return Some(Job::Remove { name: old.name.clone() });
+        }
+        if !wanted {
+            return None;
+        }
+        let recycle = old.map(|old| old.name.clone());
+        let planned = self.segments.iter().find(|segment| segment.file.is_none());
+        let header = match planned {
+            Some(segment) => segment.header,
+            None => self.plan_segment(),
+        };
+        Some(Job::Prepare { header, recycle })
+    }
+
+    /// Takes the result of a [`SegmentTask`].
+    ///
+    /// # Errors
+    /// [`WalError::NoSpace`] is not latched: the task is handed out again, when to run it is the
+    /// driver's choice. Every other error is final.
+    pub fn segment_ready(&mut self, done: SegmentDone<D::File>) -> Result<(), WalError> {
+        self.task_running = false;
+        let (file, recycled) = match &done.job {
+            Job::Prepare { header, recycle } => {
+                (SegmentId::new(header.number).file_name(), recycle.is_some())
+            }
+            Job::Remove { name } => (name.clone(), true),
+        };
+        let opened = match done.result {
+            Ok(opened) => opened,
+            Err(source) => return Err(self.segment_failed(file, recycled, source)),
+        };
+        if recycled {
+            let old = self.retired.pop_front();
+            self.released.extend(old.and_then(|old| old.segment));
+        }
+        if let Job::Prepare { header, .. } = done.job {
+            let segment = self.segment_mut(SegmentId::new(header.number));
+            let segment = segment.expect("a segment that is being prepared is planned");
+            segment.file = opened;
+        }
+        Ok(())
+    }
+
+    fn segment_failed(&mut self, file: String, recycled: bool, source: io::Error) -> WalError {
+        let file = self.disk.display(&file);
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        if !full.contains(&source.kind()) {
+            self.latched = true;
+            return WalError::Segment { file, source };
+        }
+        if recycled {
+            // It may have lost its name halfway: make sure of that, then go on without it.
+            if let Some(old) = self.retired.front_mut() {
+                old.reusable = false;
+            }
+        }
+        WalError::NoSpace { file, source }
+    }
+
+    /// Runs all segment work here and now; for start-up and for drivers that may block.
+    ///
+    /// # Errors
+    /// As [`Wal::segment_ready`].
+    pub fn prepare_segments(&mut self) -> Result<(), WalError> {
+        while let Some(task) = self.wanted_segments().pop() {
+            let done = task.run(&self.disk);
+            self.segment_ready(done)?;
+        }
+        Ok(())
+    }
+
+    /// Segments whose files are gone since the last call; the driver forgets their handles.
+    pub fn take_released(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// State records of the group put before `position` are superseded: recovery does not need
+    /// them any more. Takes effect once everything appended so far is on disk, so it may be
+    /// called as soon as the superseding records are appended.
+    ///
+    /// Take the position from [`Wal::position`] before appending the first record that must stay.
+    pub fn release_state_before(&mut self, group: GroupId, position: Lsn) {
+        if self.latched || !self.groups.contains_key(&group) {
+            return;
+        }
+        self.releases.push_back((self.position(), group, position));
+        self.apply_releases();
+        self.retire_segments();
+    }
+
+    /// Position of the oldest segment that the group needs, if it needs any. The groups with the
+    /// lowest one keep the log from being recycled.
+    pub fn oldest_needed(&self, group: GroupId) -> Option<Lsn> {
+        let oldest = self.groups.get(&group)?.oldest_segment()?;
+        self.segment(oldest).map(|segment| segment.header.first_lsn)
+    }
+
+    pub(crate) fn apply_durable(&mut self, effect: OnDurable) {
+        let freed = match effect {
+            OnDurable::Purge(group, base) => {
+                self.groups.get_mut(&group).map(|state| state.purge_durable(base))
+            }
+            OnDurable::Reset(group, segment) => {
+                self.groups.get_mut(&group).map(|state| state.reset_durable(segment))
+            }
+        };
+        for segment in freed.unwrap_or_default() {
+            self.release_use(segment);
+        }
+    }
+
+    pub(crate) fn apply_releases(&mut self) {
+        // Nothing pending counts as durable up to where the next record goes.
+        let idle = self.open.is_none() && self.closed.is_empty() && self.inflight.is_empty();
+        while let Some(&(needed, group, before)) = self.releases.front() {
+            if !idle && needed > self.durable {
+                return;
+            }
+            self.releases.pop_front();
+            let state = self.groups.get_mut(&group);
+            for segment in state.map(|state| state.state_released(before)).unwrap_or_default() {
+                self.release_use(segment);
+            }
+        }
+    }
+
+    /// A group needs nothing of this segment any more.
+    pub(crate) fn release_use(&mut self, id: SegmentId) {
+        let segment = self.segment_mut(id).expect("a segment in use is known");
+        assert!(segment.groups > 0, "{id} is released more often than it was used");
+        segment.groups -= 1;
+    }
+
+    /// Lets go of the oldest segments. Never one from the middle: entries in an older segment may
+    /// have been overwritten by those in it.
+    pub(crate) fn retire_segments(&mut self) {
+        while let Some(segment) = self.segments.front() {
+            let id = SegmentId::new(segment.header.number);
+            let pinned = || self.groups.values().any(|group| group.pin == Some(id));
+            if segment.groups > 0 || Some(id) >= self.restated || pinned() {
+                return;
+            }
+            let Some(segment) = self.segments.pop_front() else { return };
+            self.retired.push_back(Retired {
+                name: id.file_name(),
+                segment: Some(id),
+                reusable: segment.file_bytes == self.options.segment_bytes,
+                file_bytes: segment.file_bytes,
+                _file: segment.file,
+            });
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A log on a memory disk, a driver for it, and a model of what it must give back.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::collections::BTreeMap;
+
+use coracle_raft::{
+    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload, Record,
+    Term,
+};
+use coracle_wal::{
+    Disk, Identity, MemDisk, Options, RecoverError, RecoveryReport, Wal, WriteOp, recover,
+};
+
+pub fn options() -> Options {
+    Options {
+        identity: Identity { cluster: 7, node: NodeId::new(1), core: 0 },
+        segment_bytes: 64 << 10,
+        batch_bytes_max: 16 << 10,
+        groups_max: 64,
+        spare_max: 1,
+        ..Options::default()
+    }
+}
+
+pub fn group(raw: u32) -> GroupId {
+    GroupId::new(raw)
+}
+
+pub fn index(raw: u64) -> LogIndex {
+    LogIndex::new(raw)
+}
+
+pub fn position(term: u64, index: u64) -> LogPosition {
+    LogPosition { term: Term::new(term), index: LogIndex::new(index) }
+}
+
+pub fn payload(bytes: Vec<u8>) -> Payload {
+    let crc = crc32c::crc32c(&bytes);
+    Payload::new(bytes, crc)
+}
+
+/// An entry whose content tells what it is.
+pub fn entry(of: u32, term: u64, at: u64, len: usize) -> Record {
+    let seed = of.wrapping_mul(31).wrapping_add(at as u32 * 7).wrapping_add(term as u32 * 131);
+    let bytes = (0..len).map(|i| (seed.wrapping_add(i as u32 * 17) >> 1) as u8).collect();
+    let entry = Entry {
+        term: Term::new(term),
+        index: LogIndex::new(at),
+        kind: if len == 0 { EntryKind::Empty } else { EntryKind::Command },
+        payload: payload(bytes),
+    };
+    Record::Entry { group: group(of), entry }
+}
+
+/// The entry of an entry record.
+pub fn bare(record: &Record) -> Entry {
+    match record {
+        Record::Entry { entry, .. } => entry.clone(),
+        other => panic!("{other:?} is no entry"),
+    }
+}
+
+pub fn vote(of: u32, term: u64, vote: u32) -> Record {
+    let vote = (vote > 0).then(|| NodeId::new(vote));
+    Record::HardState { group: group(of), hard_state: HardState { term: Term::new(term), vote } }
+}
+
+pub fn purge(of: u32, term: u64, at: u64) -> Record {
+    Record::Purge { group: group(of), base: position(term, at) }
+}
+
+pub fn state(of: u32, bytes: &[u8]) -> Record {
+    Record::State { group: group(of), payload: payload(bytes.to_vec()) }
+}
+
+/// What the records of one group mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    pub hard_state: Option<HardState>,
+    pub base: LogPosition,
+    pub entries: BTreeMap<u64, Entry>,
+    pub states: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Models(pub BTreeMap<GroupId, Model>);
+
+impl Models {
+    pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut models = Self::default();
+        records.into_iter().for_each(|record| models.apply(record));
+        models
+    }
+
+    pub fn apply(&mut self, record: &Record) {
+        let model = self.0.entry(record.group()).or_default();
+        match record {
+            Record::Entry { entry, .. } => {
+                let _ = model.entries.split_off(&entry.index.get());
+                model.entries.insert(entry.index.get(), entry.clone());
+            }
+            Record::HardState { hard_state, .. } => model.hard_state = Some(*hard_state),
+            Record::State { payload, .. } => model.states.push(payload.bytes().to_vec()),
+            Record::Purge { base, .. } => {
+                if base.index >= model.base.index {
+                    model.base = *base;
+                }
+                model.entries = model.entries.split_off(&(base.index.get() + 1));
+            }
+        }
+    }
+
+    /// A short description, for messages of failed checks.
+    pub fn summary(&self) -> String {
+        let line = |(of, model): (&GroupId, &Model)| {
+            let entries: Vec<_> = model
+                .entries
+                .values()
+                .map(|e| (e.index.get(), e.term.get(), e.payload.len()))
+                .collect();
+            let states: Vec<_> = model.states.iter().map(Vec::len).collect();
+            let vote = model.hard_state.map(|hard_state| hard_state.term);
+            format!("{of}: {vote:?} base {:?} entries {entries:?} states {states:?}\n", model.base)
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    pub fn group(&self, of: u32) -> Model {
+        self.0.get(&group(of)).cloned().unwrap_or_default()
+    }
+}
+
+/// An open log on a memory disk.
+pub struct Rig {
+    pub disk: MemDisk,
+    pub wal: Wal<MemDisk>,
+    pub report: RecoveryReport,
+    pub recovered: Vec<Record>,
+    pub batch: u64,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        Self::open(MemDisk::new(), options()).expect("an empty disk is a log")
+    }
+
+    pub fn open(disk: MemDisk, options: Options) -> Result<Self, RecoverError> {
+        let mut recovered = Vec::new();
+        let (mut wal, report) =
+            recover(disk.clone(), options, &mut |record| recovered.push(record))?;
+        wal.prepare_segments().expect("the disk has room");
+        Ok(Self { disk, wal, report, recovered, batch: 0 })
+    }
+
+    pub fn reopen(disk: &MemDisk) -> Self {
+        Self::open(disk.fork(), options()).expect("the log opens")
+    }
+
+    pub fn models(&self) -> Models {
+        Models::of(&self.recovered)
+    }
+
+    pub fn append(&mut self, records: &[Record]) -> BatchSeq {
+        self.batch += 1;
+        let batch = BatchSeq::new(self.batch);
+        self.wal.append(batch, records);
+        batch
+    }
+
+    pub fn write(&mut self, op: &WriteOp) {
+        let file = self.wal.file(op.segment).expect("the file of a write is open").clone();
+        let written = self.disk.write_dsync(&file, op.offset, &op.buffer[..op.len]);
+        assert_eq!(written.expect("the write succeeds"), op.len);
+    }
+
+    pub fn done(&mut self, op: WriteOp) -> Option<BatchSeq> {
+        self.wal.written(op.id, Ok(op.len), op.buffer).expect("no error")
+    }
+
+    /// Writes everything that is pending, preparing segments as needed.
+    pub fn flush(&mut self) -> Option<BatchSeq> {
+        let mut durable = None;
+        loop {
+            self.wal.prepare_segments().expect("the disk has room");
+            let Some(op) = self.wal.next_write() else { break };
+            self.write(&op);
+            durable = self.done(op).or(durable);
+        }
+        assert_eq!(self.wal.pending_bytes(), 0, "everything is written");
+        durable
+    }
+
+    pub fn commit(&mut self, records: &[Record]) {
+        let batch = self.append(records);
+        assert_eq!(self.flush(), Some(batch));
+    }
+
+    /// Records on disk that everything is durable.
+    pub fn idle(&mut self) {
+        while self.wal.idle_watermark() {
+            self.flush();
+        }
+    }
+
+    pub fn load(&self, of: u32, first: u64, last: u64, bytes_max: usize) -> Vec<Entry> {
+        let ops = self.wal.locate(group(of), index(first), index(last), bytes_max).expect("found");
+        let buffers: Vec<Vec<u8>> = ops
+            .iter()
+            .map(|op| {
+                assert!(op.offset.is_multiple_of(4096) && op.len.is_multiple_of(4096));
+                let mut buffer = vec![0; op.len];
+                let file = self.wal.file(op.segment).expect("the file of a read is open");
+                let read = self.disk.read_at(file, op.offset, &mut buffer).expect("read");
+                buffer.truncate(read);
+                buffer
+            })
+            .collect();
+        self.wal.decode_entries(&ops, &buffers).expect("decoded")
+    }
+}
+
+/// Power fails and every unsynced thing is lost.
+pub fn lose_everything(disk: &MemDisk) {
+    disk.crash(&mut |_| false);
+}

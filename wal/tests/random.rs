@@ -1,0 +1,331 @@
+//! Random logs, random crashes, random bytes: nothing acknowledged is lost, nothing is invented,
+//! nothing panics.
+
+mod common;
+
+use common::{Models, Rig, entry, options, purge, state, vote};
+use coracle_raft::{BatchSeq, Record};
+use coracle_wal::{Disk, MemDisk, Options, Unsynced, WriteOp, inspect, recover};
+use proptest::prelude::*;
+
+/// What happens to a log.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<Write>),
+    Submit,
+    /// Completes one of the writes in flight.
+    Complete(prop::sample::Index),
+    Idle,
+    Prepare,
+    /// Power fails; the number chooses what survives.
+    Crash(u64),
+}
+
+/// A record, before it gets an index.
+#[derive(Clone, Debug)]
+enum Write {
+    Entry { of: u32, back: u64, len: usize },
+    Vote { of: u32, term: u64 },
+    Purge { of: u32, back: u64 },
+    State { of: u32, len: usize },
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let of = 1..4u32;
+    prop_oneof![
+        6 => (of.clone(), prop_oneof![9 => Just(0u64), 1 => 1..4u64], 0..4000usize)
+            .prop_map(|(of, back, len)| Write::Entry { of, back, len }),
+        2 => (of.clone(), 1..100u64).prop_map(|(of, term)| Write::Vote { of, term }),
+        2 => (of.clone(), 0..3u64).prop_map(|(of, back)| Write::Purge { of, back }),
+        1 => (of, 0..600usize).prop_map(|(of, len)| Write::State { of, len }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => prop::collection::vec(write(), 1..8).prop_map(Step::Append),
+        5 => Just(Step::Submit),
+        5 => any::<prop::sample::Index>().prop_map(Step::Complete),
+        1 => Just(Step::Idle),
+        3 => Just(Step::Prepare),
+        1 => any::<u64>().prop_map(Step::Crash),
+    ]
+}
+
+/// The log under test, and everything that was ever appended and not rightly lost.
+struct Run {
+    rig: Rig,
+    records: Vec<Record>,
+    /// How many records precede the end of each batch that is not acknowledged.
+    ends: Vec<(BatchSeq, usize)>,
+    acked: usize,
+    inflight: Vec<WriteOp>,
+    models: Models,
+    boots: u64,
+}
+
+fn small() -> Options {
+    Options { segment_bytes: 32 << 10, batch_bytes_max: 8 << 10, groups_max: 8, ..options() }
+}
+
+impl Run {
+    fn new() -> Self {
+        Self {
+            rig: Rig::open(MemDisk::new(), small()).expect("opens"),
+            records: Vec::new(),
+            ends: Vec::new(),
+            acked: 0,
+            inflight: Vec::new(),
+            models: Models::default(),
+            boots: 1,
+        }
+    }
+
+    fn resolve(&mut self, write: &Write) -> Record {
+        let of = match write {
+            Write::Entry { of, .. } | Write::Vote { of, .. } => *of,
+            Write::Purge { of, .. } | Write::State { of, .. } => *of,
+        };
+        let model = self.models.group(of);
+        let base = model.base.index.get();
+        let last = model.entries.keys().next_back().copied().unwrap_or(base);
+        let record = match write {
+            Write::Entry { back, len, .. } => {
+                entry(of, self.boots, (last + 1).saturating_sub(*back).max(base + 1), *len)
+            }
+            Write::Vote { term, .. } => vote(of, *term, of),
+            Write::Purge { back, .. } => {
+                purge(of, self.boots, last.saturating_sub(*back).max(base))
+            }
+            Write::State { len, .. } => state(of, &vec![of as u8; *len]),
+        };
+        self.models.apply(&record);
+        record
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Append(writes) => {
+                let records: Vec<Record> = writes.iter().map(|write| self.resolve(write)).collect();
+                let batch = self.rig.append(&records);
+                self.records.extend(records);
+                self.ends.push((batch, self.records.len()));
+            }
+            Step::Submit => {
+                if let Some(op) = self.rig.wal.next_write() {
+                    let file = self.rig.wal.file(op.segment).expect("open").clone();
+                    let bytes = &op.buffer[..op.len];
+                    self.rig.disk.write_at(&file, op.offset, bytes).expect("written");
+                    self.inflight.push(op);
+                }
+            }
+            Step::Complete(which) => {
+                if self.inflight.is_empty() {
+                    return;
+                }
+                let op = self.inflight.swap_remove(which.index(self.inflight.len()));
+                self.rig.write(&op);
+                if let Some(batch) = self.rig.done(op) {
+                    self.acked = self
+                        .ends
+                        .iter()
+                        .filter(|(seq, _)| *seq <= batch)
+                        .map(|(_, end)| *end)
+                        .max()
+                        .unwrap_or(self.acked);
+                }
+            }
+            Step::Idle => {
+                self.rig.wal.idle_watermark();
+            }
+            Step::Prepare => self.rig.wal.prepare_segments().expect("room"),
+            Step::Crash(seed) => self.crash(*seed),
+        }
+    }
+
+    fn crash(&mut self, seed: u64) {
+        self.inflight.clear();
+        let mut random = seed | 1;
+        self.rig.disk.crash(&mut |_: Unsynced<'_>| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random.is_multiple_of(2)
+        });
+        let disk = self.rig.disk.clone();
+        self.rig = Rig::open(disk, small()).expect("a crash never stops recovery");
+        self.boots += 1;
+        let report = &self.rig.report;
+        assert!(report.is_clean(), "a crash is no damage: {report:?}");
+        let found = self.rig.models();
+        let kept = (self.acked..=self.records.len())
+            .find(|&kept| Models::of(&self.records[..kept]) == found);
+        let Some(kept) = kept else {
+            panic!(
+                "found\n{}which is no prefix of\n{}that holds the {} acknowledged records:\n{}",
+                found.summary(),
+                Models::of(&self.records).summary(),
+                self.acked,
+                Models::of(&self.records[..self.acked]).summary()
+            );
+        };
+        self.records.truncate(kept);
+        self.acked = kept;
+        self.ends.clear();
+        self.models = found;
+    }
+
+    /// Entries read back are the ones that are meant.
+    fn read_back(&mut self) {
+        self.rig.wal.prepare_segments().expect("room");
+        for op in std::mem::take(&mut self.inflight) {
+            self.rig.write(&op);
+            self.rig.done(op);
+        }
+        self.rig.flush();
+        for of in 1..4 {
+            let model = self.models.group(of);
+            let (Some(first), Some(last)) =
+                (model.entries.keys().next(), model.entries.keys().next_back())
+            else {
+                continue;
+            };
+            let loaded = self.rig.load(of, *first, *last, usize::MAX);
+            assert!(loaded.iter().eq(model.entries.values()), "group {of}");
+        }
+    }
+}
+
+/// A log with several segments and everything in it.
+fn workload(writes: &[Vec<Write>]) -> Run {
+    let mut run = Run::new();
+    for batch in writes {
+        run.step(&Step::Append(batch.clone()));
+        run.rig.flush();
+    }
+    run.rig.idle();
+    run
+}
+
+/// Rot, misdirected writes, lost writes.
+#[derive(Clone, Debug)]
+enum Harm {
+    Flip(prop::sample::Index, u8),
+    ZeroBlock(prop::sample::Index),
+    CopyBlock(prop::sample::Index, prop::sample::Index),
+    SwapBlocks(prop::sample::Index, prop::sample::Index),
+    Truncate(prop::sample::Index),
+    Noise(prop::sample::Index, Vec<u8>),
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    let at = any::<prop::sample::Index>;
+    prop_oneof![
+        (at(), 1..=255u8).prop_map(|(at, mask)| Harm::Flip(at, mask)),
+        at().prop_map(Harm::ZeroBlock),
+        (at(), at()).prop_map(|(from, to)| Harm::CopyBlock(from, to)),
+        (at(), at()).prop_map(|(from, to)| Harm::SwapBlocks(from, to)),
+        at().prop_map(Harm::Truncate),
+        (at(), prop::collection::vec(any::<u8>(), 1..600)).prop_map(|(at, b)| Harm::Noise(at, b)),
+    ]
+}
+
+fn inflict(bytes: &mut Vec<u8>, harm: &Harm) {
+    const BLOCK: usize = 512;
+    let blocks = bytes.len() / BLOCK;
+    if blocks == 0 {
+        return;
+    }
+    let block = |at: &prop::sample::Index| at.index(blocks) * BLOCK;
+    match harm {
+        Harm::Flip(at, mask) => {
+            let at = at.index(bytes.len());
+            bytes[at] ^= mask;
+        }
+        Harm::ZeroBlock(at) => bytes[block(at)..][..BLOCK].fill(0),
+        Harm::CopyBlock(from, to) => bytes.copy_within(block(from)..block(from) + BLOCK, block(to)),
+        Harm::SwapBlocks(one, other) => {
+            for offset in 0..BLOCK {
+                bytes.swap(block(one) + offset, block(other) + offset);
+            }
+        }
+        Harm::Truncate(at) => bytes.truncate(at.index(bytes.len())),
+        Harm::Noise(at, noise) => {
+            let at = at.index(bytes.len());
+            let len = noise.len().min(bytes.len() - at);
+            bytes[at..at + len].copy_from_slice(&noise[..len]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn crashes_lose_nothing_acknowledged(steps in prop::collection::vec(step(), 1..120)) {
+        let mut run = Run::new();
+        for step in &steps {
+            run.step(step);
+        }
+        run.crash(u64::MAX / 3);
+        run.read_back();
+    }
+
+    #[test]
+    fn harmed_logs_are_told_and_nothing_is_invented(
+        writes in prop::collection::vec(prop::collection::vec(write(), 1..8), 1..30),
+        harms in prop::collection::vec((any::<prop::sample::Index>(), harm()), 1..4),
+    ) {
+        let run = workload(&writes);
+        let disk = run.rig.disk.fork();
+        let names: Vec<String> = disk.list().expect("list");
+        for (file, harm) in &harms {
+            let name = &names[file.index(names.len())];
+            let mut bytes = disk.contents(name).expect("there");
+            inflict(&mut bytes, harm);
+            disk.set_contents(name, bytes);
+        }
+        let Ok(again) = Rig::open(disk, small()) else {
+            // Two harms can make a header of another place valid here.
+            return Ok(());
+        };
+        for record in &again.recovered {
+            let restated = matches!(record, Record::Purge { .. });
+            prop_assert!(restated || run.records.contains(record), "invented: {record:?}");
+        }
+        // With one harm the watermark speaks for everything before the last batch.
+        if let [(_, Harm::Flip(..) | Harm::ZeroBlock(_))] = harms[..] {
+            for of in 1..4 {
+                let found = again.models().group(of);
+                let whole = run.models.group(of) == found;
+                prop_assert!(
+                    whole || again.report.is_damaged(common::group(of)),
+                    "group {of} lost something and nobody says so: {:?}",
+                    again.report
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_survived(
+        first in prop::collection::vec(any::<u8>(), 0..20_000),
+        with_header in any::<bool>(),
+    ) {
+        let disk = MemDisk::new();
+        let mut bytes = first;
+        if with_header {
+            let rig = Rig::open(MemDisk::new(), small()).expect("opens");
+            let name = rig.disk.list().expect("list").remove(0);
+            let mut whole = rig.disk.contents(&name).expect("there");
+            let len = bytes.len().min(whole.len() - 4096);
+            whole[4096..4096 + len].copy_from_slice(&bytes[..len]);
+            bytes = whole;
+        }
+        disk.set_contents("0000000001.seg", bytes);
+        let mut seen = 0;
+        inspect(&disk, None, &mut |_| seen += 1).expect("noise is damage, not an error");
+        recover(disk, small(), &mut |_| seen += 1).expect("noise is damage, not an error");
+        prop_assert_eq!(seen, 0);
+    }
+}
