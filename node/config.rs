@@ -78,7 +78,8 @@ pub(crate) struct WalConfig {
     pub(crate) segment_bytes: u64,
     /// Whether the page cache is bypassed (`O_DIRECT`). Default: true.
     pub(crate) direct_io: bool,
-    /// Most bytes of segments per core. Default: 8 GiB. At least four segments.
+    /// Size near which the log of each core is kept by checkpoints, or six times the data if that
+    /// is more. Default: 2 GiB. At least four segments.
     pub(crate) bytes_max: u64,
 }
 
@@ -87,7 +88,7 @@ pub(crate) struct WalConfig {
 pub(crate) struct RaftConfig {
     /// Length of a tick. Default: 25. Range: 5..=1000.
     pub(crate) tick_ms: u32,
-    /// Shortest election timeout; the longest is twice that. Default: 40. Range: 4..=10000.
+    /// Shortest election timeout; the longest is twice that. Default: 20. Range: 4..=10000.
     pub(crate) election_ticks: u32,
     /// Ticks between heartbeats. Default: 4. Less than half of `election_ticks`.
     pub(crate) heartbeat_ticks: u32,
@@ -428,7 +429,7 @@ fn resolve(
                 "wal_max_size",
                 flags.wal_max_size,
                 file.wal.max_size,
-                Some(ByteSize(8 << 30)),
+                Some(ByteSize(2 << 30)),
                 size,
             )?
             .0,
@@ -447,7 +448,7 @@ fn resolve(
             "raft_election_ticks",
             flags.raft_election_ticks,
             file.raft.election_ticks,
-            Some(40),
+            Some(20),
             u32::to_string,
         )?,
         heartbeat_ticks: r.pick(

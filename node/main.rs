@@ -123,9 +123,7 @@ fn run_node(config: Config) -> Result<(), Fatal> {
         tracing::warn!(target: "node", "{warning}");
     }
     let data_dir = DataDir::open(&config)?;
-    if config.wal.direct_io {
-        preflight::direct_io(data_dir.path())?;
-    }
+    preflight::check_places(&config)?;
     tracing::info!(
         target: "node",
         version = env!("CARGO_PKG_VERSION"),

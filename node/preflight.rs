@@ -8,7 +8,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coracle_ring::{Ring, RingConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,7 +21,12 @@ const OWN_DESCRIPTORS: u64 = 512;
 /// Nothing was written before this moment: 2024-01-01T00:00:00Z.
 const CLOCK_MIN_SECONDS: u64 = 1_704_067_200;
 
-/// Checks everything and gives the warnings. Raises the limit of open files on the way.
+/// Ports of a process that was just killed stay taken until the kernel has cleaned up its rings.
+const PORTS_MAX: Duration = Duration::from_secs(3);
+/// Pause before a taken port is tried again.
+const PORTS_PAUSE: Duration = Duration::from_millis(20);
+
+/// Checks the machine and gives the warnings. Raises the limit of open files on the way.
 pub(crate) fn check(config: &Config) -> Result<Vec<String>, Fatal> {
     let mut warnings = Vec::new();
     cpus(config, &mut warnings)?;
@@ -29,8 +34,15 @@ pub(crate) fn check(config: &Config) -> Result<Vec<String>, Fatal> {
     clock(SystemTime::now())?;
     open_files(config, &mut warnings);
     locked_memory(&mut warnings);
-    ports(config)?;
     Ok(warnings)
+}
+
+/// Checks what the node is about to use: its directory, which must exist, and its ports.
+pub(crate) fn check_places(config: &Config) -> Result<(), Fatal> {
+    if config.wal.direct_io {
+        direct_io(&config.data_dir)?;
+    }
+    ports(config, PORTS_MAX)
 }
 
 /// Whether a file in `dir` can be opened past the page cache; `dir` must exist.
@@ -139,11 +151,16 @@ fn locked_memory(warnings: &mut Vec<String>) {
     }
 }
 
-/// Whether every port is free. Another process could still be faster before the node listens.
-fn ports(config: &Config) -> Result<(), Fatal> {
+/// Whether every port is free, or becomes so within `patience`. Another process could still be
+/// faster before the node listens.
+fn ports(config: &Config, patience: Duration) -> Result<(), Fatal> {
+    let deadline = Instant::now() + patience;
     for (address, what) in config.listen_addresses() {
-        if let Err(error) = TcpListener::bind(address) {
-            return Err(explain_bind(&address.to_string(), what, &error));
+        while let Err(error) = TcpListener::bind(address) {
+            if error.kind() != io::ErrorKind::AddrInUse || Instant::now() >= deadline {
+                return Err(explain_bind(&address.to_string(), what, &error));
+            }
+            std::thread::sleep(PORTS_PAUSE);
         }
     }
     Ok(())
@@ -186,7 +203,7 @@ mod tests {
         let port = address.port();
         let free = if port > 60_000 { port - 100 } else { port + 100 };
         let config = config(&format!("--node 1=h:{port}/{free}/{}", free + 1));
-        let error = ports(&config).expect_err("in use");
+        let error = ports(&config, Duration::ZERO).expect_err("in use");
         assert!(error.what.contains(&address.to_string()), "{error}");
         assert!(error.fix.contains("ss -ltnp"), "{error}");
     }

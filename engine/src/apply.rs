@@ -278,7 +278,8 @@ fn get_range(value: &Value, start: i64, end: i64) -> Reply {
 }
 
 fn time_to_live(expires_at: u64, flags: u8, now: u64) -> Reply {
-    let shown = if flags & ttl::ABSOLUTE != 0 { expires_at } else { expires_at.saturating_sub(now) };
+    let shown =
+        if flags & ttl::ABSOLUTE != 0 { expires_at } else { expires_at.saturating_sub(now) };
     let shown = if flags & ttl::MILLIS != 0 { shown } else { shown.saturating_add(500) / 1000 };
     Reply::Integer(i64::try_from(shown).unwrap_or(i64::MAX))
 }

@@ -27,8 +27,10 @@ pub(crate) struct ShardSnapshot {
 /// What is to be done once records are durable.
 #[derive(Debug)]
 pub(crate) enum Mark {
-    /// A shard's snapshot is whole.
-    Shard { group: GroupId, shard: u16, index: LogIndex },
+    /// A shard's snapshot begins here; nothing to do.
+    Begin { group: GroupId, shard: u16 },
+    /// A shard's snapshot is whole; its first batch is known once it is on its way.
+    Shard { group: GroupId, shard: u16, index: LogIndex, first_batch: BatchSeq },
     /// Pieces of a leader's snapshot below `next_piece` are there.
     Pieces { group: GroupId, from: NodeId, base: LogPosition, next_piece: u64, round: u64 },
     /// All pieces are there: the log can be cut at `base`.
@@ -54,8 +56,7 @@ pub(crate) struct Install {
 pub(crate) struct StateQueue {
     records: Vec<Record>,
     bytes: usize,
-    /// Shards whose snapshot begins in `records`.
-    begun: Vec<(GroupId, u16)>,
+    /// In the order of the records they belong to.
     marks: Vec<Mark>,
     /// The batch in which the newest snapshot of a shard begins, while it is not whole.
     first_batches: BTreeMap<(GroupId, u16), BatchSeq>,
@@ -69,7 +70,12 @@ impl StateQueue {
     }
 
     pub(crate) fn begin_shard(&mut self, group: GroupId, shard: u16) {
-        self.begun.push((group, shard));
+        self.marks.push(Mark::Begin { group, shard });
+    }
+
+    pub(crate) fn end_shard(&mut self, group: GroupId, shard: u16, index: LogIndex) {
+        let first_batch = BatchSeq::default();
+        self.marks.push(Mark::Shard { group, shard, index, first_batch });
     }
 
     pub(crate) fn mark(&mut self, mark: Mark) {
@@ -94,10 +100,20 @@ impl StateQueue {
     pub(crate) fn flush(&mut self, batch: BatchSeq, effects: &mut Effects) {
         self.bytes = 0;
         effects.records.append(&mut self.records);
-        for shard in self.begun.drain(..) {
-            self.first_batches.insert(shard, batch);
+        for mut mark in self.marks.drain(..) {
+            match &mut mark {
+                Mark::Begin { group, shard } => {
+                    self.first_batches.insert((*group, *shard), batch);
+                    continue;
+                }
+                Mark::Shard { group, shard, first_batch, .. } => {
+                    let began = self.first_batches.remove(&(*group, *shard));
+                    *first_batch = began.expect("a snapshot ends after it has begun");
+                }
+                _ => {}
+            }
+            self.writing.push_back((batch, mark));
         }
-        self.writing.extend(self.marks.drain(..).map(|mark| (batch, mark)));
     }
 
     /// The next mark whose batch is durable.
@@ -138,7 +154,7 @@ impl Core {
             self.state.push(group.id, payload);
             if done {
                 let (shard, index) = (running.frozen.begin.shard.0, running.frozen.begin.at.index);
-                self.state.mark(Mark::Shard { group: group.id, shard, index });
+                self.state.end_shard(group.id, shard, index);
                 self.checkpoint = None;
                 self.checkpointed.insert((group.id, shard), index);
             }
@@ -187,7 +203,10 @@ impl Core {
     pub(crate) fn state_persisted(&mut self, batch: BatchSeq) {
         while let Some(mark) = self.state.durable(batch) {
             match mark {
-                Mark::Shard { group, shard, index } => self.shard_durable(group, shard, index),
+                Mark::Begin { .. } => {}
+                Mark::Shard { group, shard, index, first_batch } => {
+                    self.shard_durable(group, shard, ShardSnapshot { index, first_batch });
+                }
                 Mark::Pieces { group, from, base, next_piece, round } => {
                     if let Some(place) = self.place(group) {
                         let raft = &mut self.groups[place].raft;
@@ -212,19 +231,19 @@ impl Core {
         }
     }
 
-    fn shard_durable(&mut self, id: GroupId, shard: u16, index: LogIndex) {
+    fn shard_durable(&mut self, id: GroupId, shard: u16, snapshot: ShardSnapshot) {
+        let index = snapshot.index;
         if self.checkpointed.get(&(id, shard)) == Some(&index) {
             self.checkpointed.remove(&(id, shard));
         }
         let Some(place) = self.place(id) else { return };
-        let first_batch = self.state.first_batches.get(&(id, shard)).copied().unwrap_or_default();
         let group = &mut self.groups[place];
         let Some(at) = group.store.shards().iter().position(|s| s.id.0 == shard) else { return };
         if index < group.snapshots[at].index {
             return;
         }
         let released_before = group.state_needed_from();
-        group.snapshots[at] = ShardSnapshot { index, first_batch };
+        group.snapshots[at] = snapshot;
         self.counters.checkpoints += 1;
         let released = group.state_needed_from();
         if released > released_before {

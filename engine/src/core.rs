@@ -68,6 +68,8 @@ pub struct Core {
     pub(crate) tally: Tally,
     pub(crate) counters: CoreStats,
     pub(crate) memory_bytes: usize,
+    /// Reads that wait in any group.
+    pub(crate) reads_open: usize,
     pub(crate) state: StateQueue,
     pub(crate) checkpoint: Option<Running>,
     /// Shards written in full whose records are not durable yet, and at which index.
@@ -120,6 +122,7 @@ impl Core {
             state: StateQueue::default(),
             checkpoint: None,
             checkpointed: BTreeMap::new(),
+            reads_open: 0,
             released: Vec::new(),
             memory_bytes: groups.iter().map(|group| group.store.bytes()).sum(),
             balance: groups.iter().map(|_| crate::balance::Balance::default()).collect(),
@@ -220,6 +223,11 @@ impl Core {
         self.groups.iter().map(|group| group.store.keys()).sum()
     }
 
+    /// Bytes of keys, values and indexes of all groups.
+    pub const fn memory_bytes(&self) -> u64 {
+        self.memory_bytes as u64
+    }
+
     /// Settings of this core.
     pub const fn config(&self) -> &CoreConfig {
         &self.config
@@ -239,7 +247,7 @@ impl Core {
             memory_budget_bytes: self.config.memory_budget_bytes as u64,
             uncommitted_bytes: self.tally.inflight_bytes as u64,
             proposals_open: count(&|group| group.pending_proposals() as u64),
-            reads_open: count(&|group| group.reads.len() as u64),
+            reads_open: self.reads_open as u64,
             forwards_open: self.forwards.len() as u64,
             parked: self.parked.len() as u64,
             committed: self.tally.committed,
@@ -309,7 +317,7 @@ impl Core {
     fn visit(&mut self, place: usize, mode: Drain, effects: &mut Effects) -> bool {
         let records_before = effects.records.len();
         let group = &mut self.groups[place];
-        let bytes_before = group.store.bytes();
+        let (bytes_before, reads_before) = (group.store.bytes(), group.reads.len());
         group.turn(&mut Turn {
             mode,
             batch: self.next_batch,
@@ -329,6 +337,7 @@ impl Core {
             self.checkpoint.take_if(|running| running.place == place);
         }
         self.memory_bytes = self.memory_bytes - bytes_before + group.store.bytes();
+        self.reads_open = self.reads_open - reads_before + group.reads.len();
         let leadership = group.leadership();
         if leadership != group.seen {
             let before = mem::replace(&mut group.seen, leadership);
@@ -406,7 +415,9 @@ impl Core {
     fn tick_group(&mut self, place: usize) {
         let group = &mut self.groups[place];
         group.raft.tick();
+        let reads_before = group.reads.len();
         group.expire(self.ticks, &mut self.out, &mut self.tally);
+        self.reads_open = self.reads_open - reads_before + group.reads.len();
         group.tick_snapshots(self.ticks);
         if self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
             group.propose_due_expiry(self.now);

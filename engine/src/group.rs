@@ -188,7 +188,8 @@ impl Group {
             tally.uncertain += 1;
             out.reply(task.origin, uncertain("a snapshot holds the result of the write"));
         }
-        while let Some(front) = self.pending.front().filter(|front| front.position.term <= base.term)
+        while let Some(front) =
+            self.pending.front().filter(|front| front.position.term <= base.term)
         {
             if front.position.term == base.term && front.position.index > base.index {
                 break;
@@ -453,10 +454,9 @@ impl Group {
                 }
                 Err(ClockBehind(at)) => match self.propose_clock(at) {
                     Some(index) => self.reads.block(task, index),
-                    None => turn.out.again.push(Task {
-                        read_mode: crate::ReadMode::Leader,
-                        ..task
-                    }),
+                    None => {
+                        turn.out.again.push(Task { read_mode: crate::ReadMode::Leader, ..task })
+                    }
                 },
             }
         }

@@ -30,11 +30,11 @@ mod snapshot;
 mod stats;
 mod store;
 mod task;
-mod transfer;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use config::{ConfigError, CoreConfig};
 pub use coracle_raft::Drain;

@@ -192,9 +192,8 @@ impl GroupRecovery {
         if base == LogIndex::ZERO {
             return None;
         }
-        let missing = shards_of(id, map).find(|shard| {
-            self.shards.get(shard).is_none_or(|(begin, _)| begin.at.index < base)
-        })?;
+        let missing = shards_of(id, map)
+            .find(|shard| self.shards.get(shard).is_none_or(|(begin, _)| begin.at.index < base))?;
         Some(format!("shard {} has no snapshot at or after {base}", missing.0))
     }
 
@@ -263,13 +262,7 @@ impl GroupRecovery {
         true
     }
 
-    fn state(
-        &mut self,
-        bytes: &[u8],
-        map: &ClusterMap,
-        id: GroupId,
-        hasher: &RandomState,
-    ) -> bool {
+    fn state(&mut self, bytes: &[u8], map: &ClusterMap, id: GroupId, hasher: &RandomState) -> bool {
         match Piece::parse(bytes) {
             Ok(Piece::Begin(begin)) => {
                 let ours = begin.shard.0 < map.shard_count() && map.group_of(begin.shard) == id;
@@ -294,7 +287,10 @@ impl GroupRecovery {
                 Some(thawing) if thawing.begin.at.index == index => {
                     let begin = thawing.begin;
                     let Ok(thawed) = thawing.finish(digest) else { return false };
-                    self.shards.insert(shard, (begin, thawed));
+                    let newer = self.shards.get(&shard).is_none_or(|(old, _)| old.at <= begin.at);
+                    if newer {
+                        self.shards.insert(shard, (begin, thawed));
+                    }
                     true
                 }
                 _ => true,

@@ -126,6 +126,7 @@ impl Core {
         if let Some(reply) = self.admit_read() {
             return self.refuse(&task, reply);
         }
+        self.reads_open += 1;
         self.groups[place].read(task);
         self.mark(place);
     }
@@ -278,8 +279,7 @@ impl Core {
 
     /// `None` if another read may wait.
     fn admit_read(&mut self) -> Option<Reply> {
-        let open: usize = self.groups.iter().map(|group| group.reads.len()).sum();
-        (open >= self.config.reads_max).then(|| {
+        (self.reads_open >= self.config.reads_max).then(|| {
             self.counters.refused_overload += 1;
             overloaded("waiting reads", self.config.reads_max)
         })

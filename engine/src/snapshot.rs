@@ -30,11 +30,22 @@ pub(crate) struct Begin {
 pub(crate) enum Piece<'a> {
     Begin(Begin),
     /// Some items of the shard.
-    Items { shard: ShardId, index: LogIndex, items: Items<'a> },
+    Items {
+        shard: ShardId,
+        index: LogIndex,
+        items: Items<'a>,
+    },
     /// The snapshot is whole if the items add up to this.
-    End { shard: ShardId, index: LogIndex, digest: u64 },
+    End {
+        shard: ShardId,
+        index: LogIndex,
+        digest: u64,
+    },
     /// The group's membership as of the entry its log starts after.
-    Base { base: LogPosition, membership: &'a [u8] },
+    Base {
+        base: LogPosition,
+        membership: &'a [u8],
+    },
 }
 
 /// Items not decoded yet.

@@ -417,7 +417,8 @@ mod tests {
                     assert_eq!(slot.shard(shard_count).0, shard, "{shard_count} shards");
                 }
             }
-            let total: usize = (0..shard_count).map(|s| slots_of(ShardId(s), shard_count).len()).sum();
+            let total: usize =
+                (0..shard_count).map(|s| slots_of(ShardId(s), shard_count).len()).sum();
             assert_eq!(total, 16384, "{shard_count} shards");
         }
     }

@@ -216,6 +216,15 @@ impl Cluster {
                 *batch = BatchSeq::default();
                 recovery.record(record.clone());
             }
+            for (&g, why) in &recovery.damaged() {
+                eprintln!("{at} {g} {why}");
+                for (_, r) in &machine.disk { if r.group() == g { match r {
+                    Record::Entry { entry, .. } => eprintln!("E {} {}", entry.index, entry.term),
+                    Record::HardState { hard_state, .. } => eprintln!("H {hard_state:?}"),
+                    Record::Purge { base, .. } => eprintln!("P {base:?}"),
+                    Record::State { payload, .. } => eprintln!("S {:?}", crate::snapshot::Piece::parse(payload.bytes()).map(|p| match p { crate::snapshot::Piece::Items{shard,index,..} => format!("items {shard:?} {index}"), o => format!("{o:?}")})),
+                } } }
+            }
             assert_eq!(recovery.damaged(), BTreeMap::new(), "{at} wrote what does not add up");
             assert_eq!(recovery.ignored(), 0, "{at} wrote records it does not understand");
             machine.life += 1;
@@ -293,8 +302,7 @@ impl Cluster {
             }
             Ok(command) => {
                 self.answers.insert(token, None);
-                let request =
-                    Request { token, via, read_mode, after_writes, at: now, command };
+                let request = Request { token, via, read_mode, after_writes, at: now, command };
                 self.core_mut(at).handle(Input::Request(request));
                 self.settle(at);
             }
@@ -512,12 +520,7 @@ impl Cluster {
         machine.effects = effects;
     }
 
-    fn schedule(
-        &mut self,
-        queue: (CoreAddr, CoreAddr),
-        steps: RangeInclusive<u64>,
-        event: Event,
-    ) {
+    fn schedule(&mut self, queue: (CoreAddr, CoreAddr), steps: RangeInclusive<u64>, event: Event) {
         let span = steps.end() - steps.start() + 1;
         let due = self.step + steps.start() + self.below(span);
         let end = self.queue_ends.entry(queue).or_default();

@@ -220,10 +220,12 @@ impl Group {
                 incoming.shards_done += 1;
                 // The shard may be used at once: entries up to its index are skipped for it.
                 let older = |old: &crate::store::Shard| old.base <= index;
-                if index > self.applied && self.store.shards().iter().any(|s| s.id == shard && older(s)) {
+                if index > self.applied
+                    && self.store.shards().iter().any(|s| s.id == shard && older(s))
+                {
                     self.store.replace_shard(thawed);
                 }
-                state.mark(Mark::Shard { group: self.id, shard: shard.0, index });
+                state.end_shard(self.id, shard.0, index);
             }
             Piece::Base { .. } => return None,
         }

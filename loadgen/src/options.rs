@@ -220,7 +220,7 @@ impl Options {
             .map_err(|_| UsageError("--connections x --pipeline is above 1000000".to_owned()))?;
         range("keys", self.keys as f64, 1.0, 1e12)?;
         range("key-prefix length", self.key_prefix.len() as f64, 0.0, 1024.0)?;
-        range("value-size", self.value_size as f64, 0.0, (8 << 20) as f64)?;
+        range("value-size", self.value_size as f64, 0.0, f64::from(8 << 20))?;
         range("read-ratio", self.read_ratio, 0.0, 1.0)?;
         range("timeout-ms", self.timeout_ms as f64, 1.0, 3_600_000.0)?;
         range("backlog", self.backlog as f64, 1.0, 1e8)?;

@@ -46,8 +46,10 @@ impl Progress {
     }
 }
 
-const HEADING: &str = "     s      ops/s    p50 ms    p99 ms  p99.9 ms    max ms   errors    moved  \
-                       in flight   waiting";
+const HEADING: &str = concat!(
+    "     s      ops/s    p50 ms    p99 ms  p99.9 ms    max ms",
+    "   errors    moved  in flight   waiting"
+);
 
 fn line(second: &Second) -> String {
     let mut line = format!(

@@ -213,8 +213,8 @@ impl LoadReport {
 }
 
 impl Report {
-    /// 0 when everything was well, 1 when acknowledged writes are lost or damaged, a read was stale,
-    /// or requests failed and `--fail-on-error` asks to say so.
+    /// 0 when everything was well, 1 when acknowledged writes are lost or damaged, a read was
+    /// stale, or requests failed and `--fail-on-error` asks to say so.
     pub fn exit_code(&self) -> u8 {
         let lost = self.check.as_ref().is_some_and(|check| !check.is_clean());
         let failed =
@@ -292,7 +292,8 @@ fn write_load(f: &mut fmt::Formatter<'_>, options: &Options, load: &LoadReport) 
     let own = &load.generator;
     writeln!(
         f,
-        "\ngenerator: {:.2} CPU s ({:.2} us per answer), {:.0} % running, {:.0} % waiting for a CPU",
+        "\ngenerator: {:.2} CPU s ({:.2} us per answer), {:.0} % running, {:.0} % waiting \
+         for a CPU",
         own.cpu_seconds,
         own.cpu_micros_per_answer,
         own.running_share * 100.0,

@@ -212,12 +212,13 @@ fn a_silent_connection_times_out() {
 #[test]
 fn garbage_breaks_the_connection_not_the_run() {
     let server = Server::start(|number, _| match number {
-        // Two replies to one request.
-        0 => Reply::Verbatim("x\r\n+OK".to_owned()).into(),
+        0 => Answer::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
         _ => Reply::OK.into(),
     });
     let report = load(options(&server));
-    assert!(report.connections_lost >= 1);
+    assert_eq!(report.connections_lost, 1);
+    let broken = &report.errors["broken protocol (outcome unknown)"];
+    assert_eq!(broken.example, "Protocol error: unknown reply type 'H'");
     assert!(report.writes > 100, "{}", report.writes);
 }
 

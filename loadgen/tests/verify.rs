@@ -84,19 +84,19 @@ fn unknown_outcomes_are_not_losses() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let file = dir.path().join("acked");
     let store = Store::default();
-    let (shared, count) = (store.clone(), AtomicU64::new(0));
+    let count = AtomicU64::new(0);
     let server = Server::start(move |_, args| {
         if args[0] != b"SET" {
-            return shared.answer(args);
+            return store.answer(args);
         }
         match count.fetch_add(1, Ordering::SeqCst) % 50 {
             7 => {
-                shared.answer(args);
+                store.answer(args);
                 Answer::HangUp
             }
             23 => Reply::error("UNCERTAIN outcome unknown: leader lost").into(),
             31 => Reply::error("TRYAGAIN not now").into(),
-            _ => shared.answer(args),
+            _ => store.answer(args),
         }
     });
     let report = go(Options { verify_acked: Some(file.clone()), ..options(&server) });
@@ -159,7 +159,6 @@ fn exit_codes_are_the_documented_ones() {
 
     assert_eq!(with(&["--read-ratio", "2"]).status.code(), Some(2));
     assert_eq!(with(&["--no-such-option"]).status.code(), Some(2));
-    // APPEND to what INCR does not touch fails nowhere; an unknown answer does.
     let refusing = Server::start(|_, _| Reply::error("OOM no memory").into());
     let refused = refusing.addr.to_string();
     let failing = ["--endpoints", &refused, "--seconds", "0.05", "--warmup", "0"];

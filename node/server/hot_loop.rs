@@ -191,7 +191,13 @@ impl HotLoop {
             self.storage.append(effects.batch, &effects.records);
             effects.records.clear();
         }
+        self.storage.release(&effects.released);
+        effects.released.clear();
         self.storage.submit(&mut self.ring);
+        let budget = self.storage.take_checkpoint_budget();
+        if budget > 0 {
+            self.core.checkpoint_step(budget);
+        }
         for (to, message) in effects.sends.drain(..) {
             if to.node == self.me.node {
                 self.siblings.push(self.me, to, message);
@@ -255,7 +261,7 @@ impl HotLoop {
                 }
             }
         }
-        self.storage.tick(&mut self.ring);
+        self.storage.tick(&mut self.ring, self.core.memory_bytes());
         self.shared.publish(self.me.core, &self.core, self.clients.open());
         self.client_lines.clear();
     }

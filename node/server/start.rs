@@ -172,7 +172,7 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
     let waker = ring.waker();
     let background = Background::start(me.core.0, cpu, move || waker.wake())
         .map_err(|error| Fatal::failed("cannot start background work", error.to_string(), ""))?;
-    let storage = Storage::new(wal, background)?;
+    let storage = Storage::new(wal, background, config.wal.bytes_max)?;
     let core = Core::new(core_config(&shared, me), recovery);
     let out_links = OutLinks::new(me, shared.map(), shared.cluster_id(), incarnation)
         .map_err(|error| Fatal::failed("cannot find the peers", format!("{error:#}"), ""))?;

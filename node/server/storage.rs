@@ -3,15 +3,15 @@
 //!
 //! Not here: the format and what is durable (`wal`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
 use coracle_engine::{Input, Load};
-use coracle_raft::{BatchSeq, Record};
+use coracle_raft::{BatchSeq, GroupId, Record};
 use coracle_ring::{AlignedBuf, Event, FileId, Ring};
-use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
+use coracle_wal::{Lsn, ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
 
 use super::background::Background;
 use crate::fatal::{Exit, Fatal};
@@ -41,6 +41,53 @@ pub(super) struct Storage {
     next_load: u64,
     sealed_at: Instant,
     idle: bool,
+    checkpoint: Checkpoint,
+}
+
+/// How fast checkpoints are written, and which part of the log they make superfluous.
+struct Checkpoint {
+    /// The log is kept near this size, or near six times the data if that is more.
+    log_bytes_target: u64,
+    /// The log is large enough for checkpoints to be worth their writes.
+    due: bool,
+    /// Bytes of checkpoint owed for each byte appended.
+    ratio: f64,
+    owed_bytes: f64,
+    /// Where batches with state records begin.
+    positions: VecDeque<(BatchSeq, Lsn)>,
+    /// The newest release of each group.
+    released: BTreeMap<GroupId, BatchSeq>,
+}
+
+impl Checkpoint {
+    /// A cycle over all data takes as long as this part of the log takes to be appended.
+    const CYCLE_DIVISOR: u64 = 3;
+    /// Less than this is not worth a step.
+    const STEP_BYTES_MIN: f64 = 65_536.0;
+
+    fn update(&mut self, log_bytes: u64, data_bytes: u64) {
+        let target = self.log_bytes_target.max(6 * data_bytes);
+        self.due = log_bytes > target / 2;
+        self.ratio = data_bytes as f64 / (target / Self::CYCLE_DIVISOR) as f64;
+        if !self.due {
+            self.owed_bytes = 0.0;
+        }
+    }
+
+    /// Groups no longer need state records of batches before the ones given.
+    fn release(&mut self, wal: &mut Wal<RealDisk>, released: &[(GroupId, BatchSeq)]) {
+        for &(group, batch) in released {
+            let at = self.positions.partition_point(|&(before, _)| before < batch);
+            if let Some(&(_, position)) = self.positions.get(at) {
+                wal.release_state_before(group, position);
+                self.released.insert(group, batch);
+            }
+        }
+        if let Some(&oldest) = self.released.values().min() {
+            let unneeded = self.positions.partition_point(|&(batch, _)| batch < oldest);
+            self.positions.drain(..unneeded);
+        }
+    }
 }
 
 impl Storage {
@@ -48,6 +95,7 @@ impl Storage {
     pub(super) fn new(
         mut wal: Wal<RealDisk>,
         background: Background<SegmentDone<File>>,
+        log_bytes_target: u64,
     ) -> Result<Self, Fatal> {
         while !wal.can_seal() {
             let Some(task) = wal.wanted_segments().pop() else { break };
@@ -62,6 +110,14 @@ impl Storage {
             next_load: 0,
             sealed_at: Instant::now(),
             idle: true,
+            checkpoint: Checkpoint {
+                log_bytes_target,
+                due: false,
+                ratio: 0.0,
+                owed_bytes: 0.0,
+                positions: VecDeque::new(),
+                released: BTreeMap::new(),
+            },
         })
     }
 
@@ -79,7 +135,28 @@ impl Storage {
     /// Adds records to the open batch.
     pub(super) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
         self.idle = false;
+        if records.iter().any(|record| matches!(record, Record::State { .. })) {
+            self.checkpoint.positions.push_back((batch, self.wal.position()));
+        }
+        let before = self.wal.pending_bytes();
         self.wal.append(batch, records);
+        if self.checkpoint.due {
+            let appended = self.wal.pending_bytes().saturating_sub(before);
+            self.checkpoint.owed_bytes += appended as f64 * self.checkpoint.ratio;
+        }
+    }
+
+    /// Bytes of checkpoint to write now; 0 if none are due.
+    pub(super) fn take_checkpoint_budget(&mut self) -> usize {
+        if !self.checkpoint.due || self.checkpoint.owed_bytes < Checkpoint::STEP_BYTES_MIN {
+            return 0;
+        }
+        std::mem::take(&mut self.checkpoint.owed_bytes) as usize
+    }
+
+    /// State records that later ones have superseded.
+    pub(super) fn release(&mut self, released: &[(GroupId, BatchSeq)]) {
+        self.checkpoint.release(&mut self.wal, released);
     }
 
     /// Hands to the disk what may go.
@@ -136,9 +213,11 @@ impl Storage {
         Ok(())
     }
 
-    /// A tick has passed.
-    pub(super) fn tick(&mut self, ring: &mut Ring) {
+    /// A tick has passed; the store holds `data_bytes`.
+    pub(super) fn tick(&mut self, ring: &mut Ring, data_bytes: u64) {
         self.background.nudge();
+        let segments = self.wal.live_segments().count() as u64;
+        self.checkpoint.update(segments * self.wal.options().segment_bytes, data_bytes);
         if self.wal.is_latched() {
             return;
         }

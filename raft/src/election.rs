@@ -9,15 +9,21 @@ use crate::{
 
 impl Raft {
     /// Starts an election now, as if the timeout had passed: first asks whether it could be won.
-    /// Does nothing on a leader or a replica without a vote.
+    /// Does nothing on a leader, a replica that hears one, or one without a vote.
     pub fn campaign(&mut self) {
+        // As long as it hears a leader it has promised to elect nobody else.
+        if self.is_loyal() {
+            return;
+        }
         self.reset_timeout();
-        if self.role == Role::Leader || !self.membership().is_voter(self.config.id) {
+        // Also without a vote: the new timeout must not renew loyalty to a leader that is gone.
+        self.leader = None;
+        self.drop_reads();
+        if !self.may_campaign() {
+            self.role = Role::Follower;
             return;
         }
         self.role = Role::PreCandidate;
-        self.leader = None;
-        self.drop_reads();
         self.votes.clear();
         self.votes.insert(self.config.id, true);
         if self.vote_result() == VoteResult::Won {
@@ -56,6 +62,8 @@ impl Raft {
     pub(crate) fn finish_transfer(&mut self) {
         let Some((to, _)) = self.transfer else { return };
         if self.progress.get(&to).is_some_and(|p| p.matched == self.log.last()) {
+            // It may arrive at any later time, so there is no lease for the rest of the term.
+            self.lease_void = true;
             self.send(to, Body::TimeoutNow);
         }
     }
@@ -153,7 +161,7 @@ impl Raft {
     }
 
     /// The sender leads this term. Returns whether that is possible.
-    pub(crate) fn follow(&mut self, leader: NodeId) -> bool {
+    pub(crate) fn follow(&mut self, leader: NodeId, round: u64) -> bool {
         if self.role == Role::Leader || self.leader.is_some_and(|known| known != leader) {
             return false;
         }
@@ -163,6 +171,7 @@ impl Raft {
         }
         self.role = Role::Follower;
         self.heard_at = self.now;
+        self.heard_round = self.heard_round.max(round);
         true
     }
 
@@ -183,7 +192,9 @@ impl Raft {
         }
         self.role = Role::Follower;
         self.leader = None;
+        self.heard_round = 0;
         self.transfer = None;
+        self.uncommitted_bytes = 0;
         self.votes.clear();
         self.progress.clear();
         self.heartbeat_due = false;
@@ -207,15 +218,22 @@ impl Raft {
         self.role = Role::Leader;
         self.leader = Some(self.config.id);
         self.drop_reads();
-        self.uncommitted_bytes = 0;
-        let next = self.log.last().next();
+        self.lease_void = false;
+        let (commit, last) = (self.log.commit(), self.log.last());
+        self.uncommitted_bytes = self.log.bytes_between(commit.next(), last);
         let others = self.membership().members().into_iter().filter(|&n| n != self.config.id);
-        self.progress = others.map(|node| (node, Progress::new(next, self.now))).collect();
+        self.progress = others.map(|node| (node, Progress::new(last.next(), self.now))).collect();
         self.heartbeat_at = self.now + u64::from(self.config.heartbeat_ticks);
-        self.check_at = self.now + u64::from(self.config.election_timeout_ticks);
-        self.check_round = self.round;
+        self.expect_quorum();
         // Raft paper §8: commits what earlier terms left, and lets reads know the commit index.
         self.append_own(EntryKind::Empty, Payload::empty());
+    }
+
+    /// Whether its log may be the one that must win. A replica that a change removes is needed
+    /// until the change is committed, though its own vote does not count (thesis §4.2.2).
+    fn may_campaign(&self) -> bool {
+        let id = self.config.id;
+        self.membership().is_voter(id) || self.membership_at(self.log.commit()).is_voter(id)
     }
 
     /// Whether a leader was heard of so recently that nobody else is to be elected.
@@ -223,8 +241,9 @@ impl Raft {
         match self.role {
             Role::Leader => true,
             _ => {
-                self.leader.is_some()
-                    && self.now - self.heard_at < u64::from(self.config.election_timeout_ticks)
+                let patience = u64::from(self.config.election_timeout_ticks);
+                self.now < self.sworn_until
+                    || (self.leader.is_some() && self.now - self.heard_at < patience)
             }
         }
     }

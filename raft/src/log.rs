@@ -286,6 +286,9 @@ impl Log {
             self.cache_bytes -= entry.size_bytes();
         }
         self.base = base;
+        // What is forgotten need not be written any more.
+        self.handed = self.handed.max(base.index);
+        self.durable = self.durable.max(base.index);
     }
 
     /// A snapshot covers everything up to `base`. Entries after it stay if the log agrees with
@@ -305,8 +308,6 @@ impl Log {
             self.handed = base.index;
             self.durable = base.index;
         }
-        self.handed = self.handed.max(base.index);
-        self.durable = self.durable.max(base.index);
         self.commit = base.index;
         self.delivered = base.index;
         self.applied = base.index;

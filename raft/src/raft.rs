@@ -8,7 +8,7 @@ use crate::read::Reads;
 use crate::rng::Rng;
 use crate::{
     BatchSeq, Body, Config, ConfigError, Drain, Entry, EntryKind, HardState, LoadRange, LogIndex,
-    LogPosition, Membership, Message, NodeId, Payload, ProposeError, Ready, Term,
+    LogPosition, Membership, Message, NodeId, Payload, ProposeError, ReadPolicy, Ready, Term,
 };
 
 /// What a replica is in its term (Raft paper §5.1), with the step before candidacy that changes
@@ -44,6 +44,9 @@ pub struct Recovered {
     /// All membership entries after `base`, in order.
     pub memberships: Vec<Entry>,
 }
+
+/// Terms and indexes beyond this are not reached by counting: whoever names one is no replica.
+pub(crate) const NUMBER_MAX: u64 = u64::MAX / 2;
 
 /// What must be durable before something is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +88,15 @@ pub struct Raft {
     pub(crate) uncommitted_bytes: usize,
     /// Leader only: the target of a transfer, and when it started.
     pub(crate) transfer: Option<(NodeId, u64)>,
+    /// Leader only: the target of a transfer may campaign at any time.
+    pub(crate) lease_void: bool,
+    /// With leases: what was promised to a leader before a restart is kept until this tick.
+    pub(crate) sworn_until: u64,
     pub(crate) reads: Reads,
     /// Leader only: number of the newest send.
     pub(crate) round: u64,
+    /// Follower only: the newest round heard of the leader in this term.
+    pub(crate) heard_round: u64,
     pub(crate) heartbeat_at: u64,
     /// Leader only: when CheckQuorum looks next, and the round a quorum must have passed then.
     pub(crate) check_at: u64,
@@ -132,11 +141,21 @@ impl Raft {
         let mut rng = Rng::new(config.seed);
         let timeout_ticks =
             config.election_timeout_ticks + rng.below(config.election_timeout_ticks);
+        let HardState { term: voted_in, vote } = recovered.hard_state;
+        let log = Log::new(&mut recovered, config.cache_bytes_max);
+        let term = voted_in.max(log.last_position().term);
+        let alone = recovered.membership.members() == [config.id];
+        let sworn_until = match config.read {
+            ReadPolicy::Lease { .. } if term > Term::default() && !alone => {
+                u64::from(config.election_timeout_ticks)
+            }
+            _ => 0,
+        };
         Ok(Self {
-            log: Log::new(&mut recovered, config.cache_bytes_max),
+            log,
             role: Role::Follower,
-            term: recovered.hard_state.term.max(recovered.base.term),
-            vote: recovered.hard_state.vote,
+            term,
+            vote: vote.filter(|_| term == voted_in),
             leader: None,
             now: 0,
             heard_at: 0,
@@ -147,8 +166,11 @@ impl Raft {
             progress: BTreeMap::new(),
             uncommitted_bytes: 0,
             transfer: None,
+            lease_void: false,
+            sworn_until,
             reads: Reads::new(config.reads_max),
             round: 0,
+            heard_round: 0,
             heartbeat_at: 0,
             check_at: 0,
             check_round: 0,
@@ -200,7 +222,8 @@ impl Raft {
 
     /// Takes a message of another replica. Any message may come; impossible ones are ignored.
     pub fn step(&mut self, message: Message) {
-        if message.to != self.config.id || message.from == self.config.id {
+        let addressed = message.to == self.config.id && message.from != self.config.id;
+        if !addressed || message.term.get() > NUMBER_MAX {
             return;
         }
         if message.term > self.term && !self.meet_higher_term(&message) {
@@ -217,12 +240,12 @@ impl Raft {
             Body::Vote { last, transfer } => self.handle_vote(from, last, transfer),
             Body::VoteResponse { granted } => self.handle_vote_response(from, granted),
             Body::Append { prev, entries, commit, round } => {
-                if self.follow(from) {
+                if self.follow(from, round) {
                     self.handle_append(from, prev, entries, commit, round);
                 }
             }
             Body::Heartbeat { commit, round } => {
-                if self.follow(from) {
+                if self.follow(from, round) {
                     self.handle_heartbeat(from, commit, round);
                 }
             }
@@ -236,7 +259,7 @@ impl Raft {
             }
             Body::TimeoutNow => self.handle_timeout_now(from),
             Body::Snapshot { base, membership, piece, done, payload, round } => {
-                if self.follow(from) {
+                if self.follow(from, round) {
                     self.handle_snapshot(from, base, &membership, piece, done, payload, round);
                 }
             }

@@ -179,9 +179,11 @@ impl Raft {
     /// its target of that, so it ends the lease.
     fn has_lease(&self) -> bool {
         let ReadPolicy::Lease { drift_ticks } = self.config.read else { return false };
-        let length = u64::from(self.config.election_timeout_ticks - drift_ticks);
+        // A follower's last tick before it heard the round may be nearly over: one tick less.
+        let length = u64::from(self.config.election_timeout_ticks - drift_ticks - 1);
         let reached = self.quorum_round();
         self.transfer.is_none()
+            && !self.lease_void
             && self
                 .reads
                 .rounds

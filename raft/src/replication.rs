@@ -1,7 +1,7 @@
 //! Replication: appends, acknowledgements, commitment, flow control, and the leader's duties that
 //! come with time (Raft paper §5.3, §5.4.2; thesis §6.2, §10.2.1).
 
-use crate::raft::{Needs, Raft, Role};
+use crate::raft::{NUMBER_MAX, Needs, Raft, Role};
 use crate::{
     AppendOutcome, Body, Drain, Entry, EntryKind, LoadRange, LogIndex, LogPosition, Membership,
     MembershipChange, MembershipError, NodeId, Payload, Progress, ProposeError, SendState,
@@ -91,6 +91,8 @@ impl Raft {
             let now = self.now;
             self.progress.entry(node).or_insert_with(|| Progress::new(next, now));
         }
+        // New voters have echoed nothing yet.
+        self.expect_quorum();
     }
 
     pub(crate) fn handle_append(
@@ -144,7 +146,7 @@ impl Raft {
     /// Whether a correct leader of this term could have sent this.
     fn is_plausible(&self, prev: LogPosition, entries: &[Entry]) -> bool {
         let mut before = prev;
-        if prev.term > self.term || prev.index.get() > u64::MAX / 2 {
+        if prev.term > self.term || prev.index.get() > NUMBER_MAX {
             return false;
         }
         for entry in entries {
@@ -197,10 +199,10 @@ impl Raft {
             AppendOutcome::Rejected { prev, hint } => {
                 let stale = match progress.state {
                     SendState::Probe => prev != progress.next.prev(),
-                    SendState::Replicate => prev <= progress.matched,
+                    SendState::Replicate => false,
                     SendState::Snapshot { .. } => true,
                 };
-                if !stale && hint.index <= prev {
+                if !stale && prev > progress.matched && hint.index <= prev {
                     let base = self.log.base();
                     // Where they part is forgotten here: then only a snapshot helps.
                     let forgotten = hint.index < base.index || hint.term < base.term;
@@ -314,9 +316,14 @@ impl Raft {
             if self.quorum_round() <= self.check_round && self.check_round < self.round {
                 return self.step_down();
             }
-            self.check_at = self.now + patience;
-            self.check_round = self.round;
+            self.expect_quorum();
         }
+    }
+
+    /// A quorum must echo a round sent after this within an election timeout.
+    pub(crate) fn expect_quorum(&mut self) {
+        self.check_at = self.now + u64::from(self.config.election_timeout_ticks);
+        self.check_round = self.round;
     }
 
     /// Sends what is due as one round: entries where there is room, else heartbeats.

@@ -2,10 +2,10 @@
 //!
 //! Not here: what is in a piece, and where it is stored.
 
-use crate::raft::{Needs, Raft, Role};
+use crate::raft::{NUMBER_MAX, Needs, Raft, Role};
 use crate::{
-    AppendOutcome, Body, LogIndex, LogPosition, Membership, NodeId, Payload, SendState,
-    SnapshotAck, SnapshotPiece,
+    AppendOutcome, Body, LogPosition, Membership, NodeId, Payload, SendState, SnapshotAck,
+    SnapshotPiece,
 };
 
 impl Raft {
@@ -45,6 +45,7 @@ impl Raft {
         round: u64,
     ) {
         if self.leader == Some(from) && self.role == Role::Follower {
+            let round = self.heard_of(round);
             let body = Body::SnapshotResponse { base, next_piece, round };
             self.send_after(Needs::HardState, from, body);
         }
@@ -70,10 +71,17 @@ impl Raft {
             self.memberships.push_front((base.index, membership));
         }
         if self.leader == Some(from) && self.role == Role::Follower {
+            let round = self.heard_of(round);
             let outcome = AppendOutcome::Accepted { matched: self.log.commit().max(base.index) };
             self.send_after(Needs::Log, from, Body::AppendResponse { outcome, round });
         }
         news
+    }
+
+    /// The round of a piece, if it was heard in this term. Meanwhile the leader may have led an
+    /// earlier term, and started to count anew; the smaller number is certainly true.
+    fn heard_of(&self, round: u64) -> u64 {
+        round.min(self.heard_round)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
@@ -88,7 +96,8 @@ impl Raft {
         round: u64,
     ) {
         let Ok(membership) = Membership::decode(membership.bytes()) else { return };
-        if base.term > self.term || base.index == LogIndex::ZERO {
+        let possible = 1..=NUMBER_MAX;
+        if base.term > self.term || !possible.contains(&base.index.get()) {
             return;
         }
         if base.index <= self.log.commit() {

@@ -33,11 +33,7 @@ impl Ring {
     /// When descriptors or memory run out, that is an [`Event::AcceptFailed`], and accepting goes
     /// on a little later.
     pub fn listen(&mut self, key: Key, listener: impl Into<OwnedFd>) -> ListenerId {
-        // A non-blocking listener would make the kernel say EAGAIN instead of waiting. That this
-        // is no socket at all is found out by the accept, which reports it.
-        let listener = TcpListener::from(listener.into());
-        let _ = listener.set_nonblocking(false);
-        let fd = OwnedFd::from(listener);
+        let fd = listener.into();
         let listener = Listener { key, fd, op: None, retry_at: None, removed: false };
         let id = self.listeners.insert(listener);
         self.arm_accept(id);

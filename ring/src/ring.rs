@@ -425,6 +425,22 @@ mod tests {
         assert_eq!(ring.in_flight(), 0);
     }
 
+    /// An operation with more completions to come is still the kernel's.
+    #[test]
+    fn reaping_waits_for_the_last_completion() {
+        let mut ring = Ring::new(small()).expect("io_uring works here");
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let socket = ring.add_socket(1, ours);
+        ring.receive(socket);
+        let (op, _) = ring.ops.iter_mut().last().expect("the receive");
+        const MORE: u32 = 1 << 1;
+        assert!(cqueue::more(MORE));
+        ring.discard(Completion { user_data: op.to_bits(), result: 1, flags: MORE });
+        assert_eq!(ring.in_flight(), 2);
+        assert!(ring.reap_all(DROP_PATIENCE));
+        assert_eq!(ring.in_flight(), 0);
+    }
+
     #[test]
     fn reaping_does_not_wait_for_ever() {
         let mut ring = Ring::new(small()).expect("io_uring works here");

@@ -62,10 +62,7 @@ impl Socket {
 }
 
 impl Ring {
-    /// Takes a connected stream socket over.
-    ///
-    /// It may be in blocking mode, and should be: O_NONBLOCK makes the kernel report EAGAIN
-    /// instead of waiting.
+    /// Takes a connected stream socket over, in blocking mode or not. It is idle until told.
     pub fn add_socket(&mut self, key: Key, fd: impl Into<OwnedFd>) -> SocketId {
         SocketId(self.sockets.insert(Socket::new(key, fd.into())))
     }
@@ -434,6 +431,94 @@ impl Outgoing {
             bytes -= rest;
             self.next += 1;
             self.next_sent_bytes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::ring::RingConfig;
+
+    fn small() -> Ring {
+        let config = RingConfig { entries: 8, recv_buffer_count: 4, recv_buffer_bytes: 64 };
+        Ring::new(config).expect("io_uring works here")
+    }
+
+    fn turn(ring: &mut Ring) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..4 {
+            ring.poll(&mut events).expect("the ring works");
+        }
+        events
+    }
+
+    /// What is received between `close` and its completion goes back to the pool.
+    #[test]
+    fn buffers_of_closed_sockets_are_not_lost() {
+        let mut ring = small();
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let socket = ring.add_socket(1, ours);
+        ring.receive(socket);
+        assert!(turn(&mut ring).is_empty());
+        theirs.write_all(&[1; 200]).expect("connected");
+        ring.queue.enter(1, None).expect("the ring works");
+        assert!(ring.queue.has_completions(), "the kernel has filled buffers");
+        ring.close(socket);
+        let events = turn(&mut ring);
+        assert!(matches!(events[..], [Event::Closed { key: 1, .. }]), "{events:?}");
+        assert_eq!(ring.pool.in_kernel(), 4);
+    }
+
+    /// A connection accepted by the kernel, but not yet seen, is closed with the ring.
+    #[test]
+    fn unseen_connections_are_closed_with_the_ring() {
+        let mut ring = small();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let addr = listener.local_addr().expect("bound");
+        ring.listen(1, listener);
+        assert!(turn(&mut ring).is_empty());
+        let mut peer = TcpStream::connect(addr).expect("listening");
+        ring.queue.enter(1, None).expect("the ring works");
+        assert!(ring.queue.has_completions(), "the kernel has accepted");
+        drop(ring);
+        peer.set_read_timeout(Some(std::time::Duration::from_secs(10))).expect("an option");
+        assert_eq!(peer.read(&mut [0]).expect("closed in order"), 0);
+    }
+
+    /// However short the kernel's sends are, each window starts where the last one ended.
+    #[test]
+    fn windows_continue_short_sends() {
+        for step in [1, 7, 100, 1023, 5000, usize::MAX] {
+            let sizes = [0, 1, 2, 0, 1000, 3, 0].into_iter().chain([2; 1500]);
+            let chunks: Vec<_> =
+                sizes.enumerate().map(|(at, size)| Chunk::Owned(vec![at as u8; size])).collect();
+            let whole: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            let mut outgoing = Outgoing::default();
+            outgoing.start(chunks);
+            let mut sent = 0;
+            while !outgoing.is_done() {
+                outgoing.fill_window();
+                assert!(outgoing.pieces.len() <= PIECES_MAX);
+                let mut window = Vec::new();
+                for piece in &outgoing.pieces {
+                    // SAFETY: pieces point into the chunks, which `outgoing` still owns.
+                    let bytes = unsafe {
+                        std::slice::from_raw_parts(piece.iov_base.cast::<u8>(), piece.iov_len)
+                    };
+                    assert!(!bytes.is_empty(), "nothing to send is not sent");
+                    window.extend_from_slice(bytes);
+                }
+                assert!(whole[sent..].starts_with(&window), "step {step}, at {sent}");
+                let taken = window.len().min(step);
+                outgoing.advance(taken);
+                sent += taken;
+            }
+            assert_eq!(sent, whole.len(), "step {step}");
         }
     }
 }

@@ -76,6 +76,7 @@ impl<D: Disk> Wal<D> {
         if self.latched {
             return;
         }
+        self.batch = batch;
         for record in records {
             match record {
                 Record::Entry { group, entry } => {
@@ -89,7 +90,9 @@ impl<D: Disk> Wal<D> {
                     self.put(*group, RecordKind::State, Some(payload));
                 }
                 Record::Purge { group, base } => {
-                    self.put(*group, RecordKind::Purge { base: *base }, None);
+                    let restart =
+                        self.groups.get(group).is_some_and(|state| state.restarts_at(*base));
+                    self.put(*group, RecordKind::Purge { base: *base, restart }, None);
                 }
             }
         }
@@ -289,11 +292,11 @@ impl<D: Disk> Wal<D> {
         let mut used_more = 0;
         match kind {
             RecordKind::Entry { position, .. } => {
-                used_more += usize::from(state.entry_put(position.index, place));
+                used_more += usize::from(state.entry_put(position, place));
             }
             RecordKind::HardState(hard_state) => state.hard_state = Some(hard_state),
-            RecordKind::State => used_more += usize::from(state.state_put(place)),
-            RecordKind::Purge { base } => {
+            RecordKind::State => used_more += usize::from(state.state_put(place, self.batch)),
+            RecordKind::Purge { base, .. } => {
                 state.purge_put(base);
                 batch.promise.then.push(OnDurable::Purge(group, base.index));
             }
@@ -311,10 +314,8 @@ impl<D: Disk> Wal<D> {
 
     /// Makes the open batch one that has room for `size` bytes.
     fn ensure_room(&mut self, size: usize) {
-        if let Some(batch) = &self.open {
-            if batch.used + size <= batch.limit {
-                return;
-            }
+        if self.open.as_ref().is_some_and(|batch| batch.used + size <= batch.limit) {
+            return;
         }
         if let Some(batch) = self.open.take() {
             self.next_offset = batch.offset + aligned(batch.used as u64);
@@ -379,7 +380,7 @@ impl<D: Disk> Wal<D> {
                 self.put(group, RecordKind::HardState(hard_state), None);
             }
             if let Some(base) = base {
-                self.put(group, RecordKind::Purge { base }, None);
+                self.put(group, RecordKind::Purge { base, restart: false }, None);
             }
         }
         let open = self.open.as_mut().expect("a batch is open in the new segment");

@@ -223,8 +223,11 @@ pub(crate) enum RecordKind {
     },
     HardState(HardState),
     State,
+    /// The log starts after `base`. With `restart`, it held something else there or ended before
+    /// it: nothing of what it held counts any more.
     Purge {
         base: LogPosition,
+        restart: bool,
     },
     /// Everything the log said about the group before is void.
     Reset,
@@ -257,7 +260,9 @@ impl RecordHeader {
                 u64::from(vote.map_or(0, NodeId::get)),
             ),
             RecordKind::State => (KIND_STATE, 0, 0, 0),
-            RecordKind::Purge { base } => (KIND_PURGE, 0, base.term.get(), base.index.get()),
+            RecordKind::Purge { base, restart } => {
+                (KIND_PURGE, u8::from(restart), base.term.get(), base.index.get())
+            }
             RecordKind::Reset => (KIND_RESET, 0, 0, 0),
         };
         put_u16(out, 0, RECORD_MAGIC);
@@ -302,7 +307,9 @@ impl RecordHeader {
                 RecordKind::HardState(HardState { term: position.term, vote: Some(vote) })
             }
             (KIND_STATE, 0) => RecordKind::State,
-            (KIND_PURGE, 0) => RecordKind::Purge { base: position },
+            (KIND_PURGE, detail @ 0..=1) => {
+                RecordKind::Purge { base: position, restart: detail == 1 }
+            }
             (KIND_RESET, 0) => RecordKind::Reset,
             _ => return None,
         };
@@ -338,7 +345,7 @@ impl RecordHeader {
             },
             RecordKind::HardState(hard_state) => Record::HardState { group, hard_state },
             RecordKind::State => Record::State { group, payload: owned(payload) },
-            RecordKind::Purge { base } => Record::Purge { group, base },
+            RecordKind::Purge { base, .. } => Record::Purge { group, base },
             RecordKind::Reset => return None,
         })
     }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use coracle_raft::{GroupId, HardState, LogIndex, LogPosition};
+use coracle_raft::{BatchSeq, GroupId, HardState, LogIndex, LogPosition, Term};
 
 use crate::Lsn;
 use crate::segment::SegmentId;
@@ -37,10 +37,11 @@ impl Hasher for IdHasher {
 /// fetches little else.
 const RUN_BYTES_MAX: u32 = 128 << 10;
 
-/// Where consecutive entries of one group lie within one batch, other groups' records between.
+/// Where consecutive entries of one group and term lie within one batch, other groups' records between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) first: LogIndex,
+    pub(crate) term: Term,
     pub(crate) segment: SegmentId,
     /// Offset of the batch in the segment.
     pub(crate) batch: u32,
@@ -65,7 +66,16 @@ pub(crate) struct Place {
 struct Use {
     segment: SegmentId,
     max_index: LogIndex,
-    max_state: Lsn,
+    /// Where the newest state record stands, and in which batch it was appended; batches of
+    /// earlier processes count as 0.
+    max_state: Option<(Lsn, BatchSeq)>,
+}
+
+/// What is before this is superseded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Before {
+    Position(Lsn),
+    Batch(BatchSeq),
 }
 
 /// One group.
@@ -80,7 +90,8 @@ pub(crate) struct Group {
     /// Segments from here on are evidence of damage and stay until the group is reset.
     pub(crate) pin: Option<SegmentId>,
     durable_base: LogIndex,
-    state_released: Lsn,
+    released_position: Lsn,
+    released_batch: BatchSeq,
     uses: VecDeque<Use>,
     runs: VecDeque<Run>,
 }
@@ -92,7 +103,8 @@ impl Group {
     }
 
     /// Takes note of an entry. Returns whether the segment is newly used by this group.
-    pub(crate) fn entry_put(&mut self, index: LogIndex, place: Place) -> bool {
+    pub(crate) fn entry_put(&mut self, position: LogPosition, place: Place) -> bool {
+        let LogPosition { term, index } = position;
         let follows = index == self.last.next() && !self.runs.is_empty();
         if index > self.last && !follows {
             // The log begins here, or jumped forward after a snapshot.
@@ -107,12 +119,14 @@ impl Group {
                 if follows
                     && run.segment == place.segment
                     && run.batch == place.batch
+                    && run.term == term
                     && run.end - run.start < RUN_BYTES_MAX =>
             {
                 run.end = place.offset + place.len;
             }
             _ => self.runs.push_back(Run {
                 first: index,
+                term,
                 segment: place.segment,
                 batch: place.batch,
                 start: place.offset,
@@ -123,8 +137,8 @@ impl Group {
     }
 
     /// Takes note of a state record. Returns whether the segment is newly used by this group.
-    pub(crate) fn state_put(&mut self, place: Place) -> bool {
-        self.used(place.segment, |used| used.max_state = used.max_state.max(place.lsn))
+    pub(crate) fn state_put(&mut self, place: Place, batch: BatchSeq) -> bool {
+        self.used(place.segment, |used| used.max_state = Some((place.lsn, batch)))
     }
 
     fn used(&mut self, segment: SegmentId, update: impl FnOnce(&mut Use)) -> bool {
@@ -134,7 +148,7 @@ impl Group {
                 false
             }
             _ => {
-                let mut used = Use { segment, max_index: LogIndex::ZERO, max_state: Lsn::ZERO };
+                let mut used = Use { segment, max_index: LogIndex::ZERO, max_state: None };
                 update(&mut used);
                 self.uses.push_back(used);
                 true
@@ -142,13 +156,25 @@ impl Group {
         }
     }
 
+    /// Whether the log holds something else at `base`, or ends before it: then a snapshot
+    /// replaces all of it.
+    pub(crate) fn restarts_at(&self, base: LogPosition) -> bool {
+        if self.base.is_some_and(|old| old.index >= base.index) {
+            return false;
+        }
+        let after = self.runs.partition_point(|run| run.first <= base.index);
+        let home = after.checked_sub(1).map(|at| self.runs[at]);
+        base.index > self.last || home.is_some_and(|run| run.term != base.term)
+    }
+
     /// Takes note of a purge: the index forgets; what is on disk stays until it is durable.
     pub(crate) fn purge_put(&mut self, base: LogPosition) {
-        if self.base.is_some_and(|old| old.index > base.index) {
+        let restart = self.restarts_at(base);
+        if self.base.is_some_and(|old| old.index >= base.index) {
             return;
         }
         self.base = Some(base);
-        if self.last <= base.index {
+        if restart || self.last <= base.index {
             self.runs.clear();
             self.last = base.index;
             return;
@@ -178,9 +204,12 @@ impl Group {
         self.unused()
     }
 
-    /// State records before `position` are superseded on disk. As [`Group::purge_durable`].
-    pub(crate) fn state_released(&mut self, position: Lsn) -> Vec<SegmentId> {
-        self.state_released = self.state_released.max(position);
+    /// State records before this are superseded on disk. As [`Group::purge_durable`].
+    pub(crate) fn state_released(&mut self, before: Before) -> Vec<SegmentId> {
+        match before {
+            Before::Position(lsn) => self.released_position = self.released_position.max(lsn),
+            Before::Batch(batch) => self.released_batch = self.released_batch.max(batch),
+        }
         self.unused()
     }
 
@@ -201,7 +230,9 @@ impl Group {
         let mut freed = Vec::new();
         while let Some(used) = self.uses.front() {
             let entries_dead = used.max_index <= self.durable_base;
-            let state_dead = used.max_state == Lsn::ZERO || used.max_state < self.state_released;
+            let state_dead = used.max_state.is_none_or(|(lsn, batch)| {
+                lsn < self.released_position || batch < self.released_batch
+            });
             if !entries_dead || !state_dead {
                 break;
             }
@@ -235,13 +266,15 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
-    use coracle_raft::Term;
-
     use super::*;
 
     fn place(segment: u64, batch: u32, offset: u32, len: u32) -> Place {
         let lsn = Lsn::new(segment * 1_000_000 + u64::from(batch + offset));
         Place { segment: SegmentId::new(segment), batch, offset, len, lsn }
+    }
+
+    fn at(raw: u64) -> LogPosition {
+        LogPosition { term: Term::new(1), index: index(raw) }
     }
 
     fn index(raw: u64) -> LogIndex {
@@ -256,14 +289,14 @@ mod tests {
     fn overwriting_cuts_the_index_and_batches_split_it() {
         let mut group = Group::default();
         for (i, batch) in [(1, 0), (2, 0), (3, 4096), (4, 4096), (5, 8192)] {
-            group.entry_put(index(i), place(1, batch, 64 + i as u32 * 56, 56));
+            group.entry_put(at(i), place(1, batch, 64 + i as u32 * 56, 56));
         }
         assert_eq!(ranges(&group, 1), [(1, 2), (3, 4), (5, 5)]);
         assert_eq!(ranges(&group, 4), [(3, 4), (5, 5)]);
         assert_eq!(ranges(&group, 6), []);
-        group.entry_put(index(4), place(1, 12288, 64, 56));
+        group.entry_put(at(4), place(1, 12288, 64, 56));
         assert_eq!(ranges(&group, 1), [(1, 2), (3, 3), (4, 4)]);
-        group.entry_put(index(2), place(1, 12288, 120, 56));
+        group.entry_put(at(2), place(1, 12288, 120, 56));
         assert_eq!(ranges(&group, 1), [(1, 1), (2, 2)]);
     }
 
@@ -271,34 +304,35 @@ mod tests {
     fn purge_drops_what_is_behind_and_gaps_restart() {
         let mut group = Group::default();
         for i in 1..=6 {
-            group.entry_put(index(i), place(1, 4096 * i as u32, 64, 56));
+            group.entry_put(at(i), place(1, 4096 * i as u32, 64, 56));
         }
         group.purge_put(LogPosition { term: Term::new(1), index: index(3) });
         assert_eq!(ranges(&group, 4), [(4, 4), (5, 5), (6, 6)]);
         assert_eq!(ranges(&group, 3), []);
-        group.entry_put(index(100), place(2, 0, 64, 56));
+        group.entry_put(at(100), place(2, 0, 64, 56));
         assert_eq!(ranges(&group, 100), [(100, 100)]);
         assert_eq!(ranges(&group, 6), []);
         group.purge_put(LogPosition { term: Term::new(1), index: index(200) });
         assert_eq!(ranges(&group, 100), []);
-        group.entry_put(index(201), place(2, 4096, 64, 56));
+        group.entry_put(at(201), place(2, 4096, 64, 56));
         assert_eq!(ranges(&group, 201), [(201, 201)]);
     }
 
     #[test]
     fn segments_are_let_go_from_the_oldest() {
         let mut group = Group::default();
-        assert!(group.entry_put(index(1), place(1, 0, 64, 56)));
-        assert!(!group.entry_put(index(9), place(1, 0, 120, 56)));
-        assert!(group.entry_put(index(2), place(2, 0, 64, 56)));
+        assert!(group.entry_put(at(1), place(1, 0, 64, 56)));
+        assert!(!group.entry_put(at(9), place(1, 0, 120, 56)));
+        assert!(group.entry_put(at(2), place(2, 0, 64, 56)));
         let state = place(3, 0, 64, 56);
-        assert!(group.state_put(state));
+        assert!(group.state_put(state, BatchSeq::new(5)));
         assert_eq!(group.purge_durable(index(5)), [], "segment 1 still holds entry 9");
         let freed = group.purge_durable(index(9));
         assert_eq!(freed, [SegmentId::new(1), SegmentId::new(2)]);
         assert_eq!(group.oldest_segment(), Some(SegmentId::new(3)));
-        assert_eq!(group.state_released(state.lsn), []);
-        assert_eq!(group.state_released(state.lsn.plus(1)), [SegmentId::new(3)]);
+        assert_eq!(group.state_released(Before::Position(state.lsn)), []);
+        assert_eq!(group.state_released(Before::Batch(BatchSeq::new(5))), []);
+        assert_eq!(group.state_released(Before::Batch(BatchSeq::new(6))), [SegmentId::new(3)]);
         assert_eq!(group.oldest_segment(), None);
     }
 }

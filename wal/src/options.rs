@@ -38,7 +38,7 @@ pub struct Options {
     pub inflight_max: usize,
     /// Segments prepared ahead of use. Default: 2. Range: 1..=8.
     pub spare_max: usize,
-    /// Groups that may have records in this log. Default: 65536. Term, vote and base of all of
+    /// Groups that may have records in this log. Default: 4096. Term, vote and base of all of
     /// them are written again at the start of each segment and must fit into half of it.
     pub groups_max: usize,
     /// Seed of the segment salts, for reproducible runs; it must differ between two runs over
@@ -54,7 +54,7 @@ impl Default for Options {
             batch_bytes_max: 4 << 20,
             inflight_max: 2,
             spare_max: 2,
-            groups_max: 1 << 16,
+            groups_max: 4096,
             salt_seed: 0,
         }
     }
@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn every_bound_is_checked_and_named() {
         Options::default().validate().expect("defaults are valid");
-        let cases: &[(&str, fn(&mut Options))] = &[
+        type Case = (&'static str, fn(&mut Options));
+        let cases: [Case; 7] = [
             ("segment_bytes is 5000", |o| o.segment_bytes = 5000),
             ("segment_bytes is 4096", |o| o.segment_bytes = 4096),
             ("batch_bytes_max is 100", |o| o.batch_bytes_max = 100),
@@ -141,7 +142,7 @@ mod tests {
             ("spare_max is 9", |o| o.spare_max = 9),
             ("groups_max is 1000000", |o| o.groups_max = 1_000_000),
         ];
-        for &(want, change) in cases {
+        for (want, change) in cases {
             let mut options = Options::default();
             change(&mut options);
             let text = options.validate().expect_err(want).to_string();

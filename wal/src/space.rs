@@ -2,8 +2,9 @@
 
 use std::io;
 
-use coracle_raft::GroupId;
+use coracle_raft::{BatchSeq, GroupId};
 
+use crate::groups::Before;
 use crate::segment::{Job, SegmentDone, SegmentId, SegmentTask};
 use crate::wal::{OnDurable, Retired};
 use crate::{Disk, Lsn, Wal, WalError};
@@ -113,10 +114,20 @@ impl<D: Disk> Wal<D> {
     ///
     /// Take the position from [`Wal::position`] before appending the first record that must stay.
     pub fn release_state_before(&mut self, group: GroupId, position: Lsn) {
+        self.release_state(group, Before::Position(position));
+    }
+
+    /// As [`Wal::release_state_before`], for state records appended with batch numbers below
+    /// `batch`; those of earlier processes count as older than all of this one.
+    pub fn release_state_before_batch(&mut self, group: GroupId, batch: BatchSeq) {
+        self.release_state(group, Before::Batch(batch));
+    }
+
+    fn release_state(&mut self, group: GroupId, before: Before) {
         if self.latched || !self.groups.contains_key(&group) {
             return;
         }
-        self.releases.push_back((self.position(), group, position));
+        self.releases.push_back((self.position(), group, before));
         self.apply_releases();
         self.retire_segments();
     }

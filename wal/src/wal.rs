@@ -9,7 +9,7 @@ use coracle_ring::AlignedBuf;
 
 use crate::batch::{Batch, InFlight};
 use crate::format::{BLOCK_BYTES, Lsn, SegmentHeader};
-use crate::groups::{Group, GroupMap};
+use crate::groups::{Before, Group, GroupMap};
 use crate::segment::SegmentId;
 use crate::{Disk, Options};
 
@@ -49,13 +49,15 @@ pub struct Wal<D: Disk> {
     /// Whether the records being put are those written again at a segment's start.
     pub(crate) restating: bool,
     /// Releases that wait until everything before the first position is on disk.
-    pub(crate) releases: VecDeque<(Lsn, GroupId, Lsn)>,
+    pub(crate) releases: VecDeque<(Lsn, GroupId, Before)>,
     /// Files to recycle or remove, oldest first.
     pub(crate) retired: VecDeque<Retired<D::File>>,
     pub(crate) released: Vec<SegmentId>,
     pub(crate) task_running: bool,
     pub(crate) latched: bool,
     pub(crate) salts: Salts,
+    /// The batch that records are being put for.
+    pub(crate) batch: BatchSeq,
     /// Number of records before the first one of a new group.
     pub(crate) first_seq: u64,
     pub(crate) payload_bytes_max: usize,
@@ -115,6 +117,7 @@ impl<D: Disk> Wal<D> {
             task_running: false,
             latched: false,
             salts,
+            batch: BatchSeq::default(),
             first_seq: 0,
             payload_bytes_max,
         }

@@ -24,10 +24,28 @@ enum Step {
 /// A record, before it gets an index.
 #[derive(Clone, Debug)]
 enum Write {
-    Entry { of: u32, back: u64, len: usize },
-    Vote { of: u32, term: u64 },
-    Purge { of: u32, back: u64 },
-    State { of: u32, len: usize },
+    Entry {
+        of: u32,
+        back: u64,
+        len: usize,
+    },
+    Vote {
+        of: u32,
+        term: u64,
+    },
+    Purge {
+        of: u32,
+        back: u64,
+    },
+    /// As when a snapshot is installed.
+    Replace {
+        of: u32,
+        ahead: u64,
+    },
+    State {
+        of: u32,
+        len: usize,
+    },
 }
 
 fn write() -> impl Strategy<Value = Write> {
@@ -37,6 +55,7 @@ fn write() -> impl Strategy<Value = Write> {
             .prop_map(|(of, back, len)| Write::Entry { of, back, len }),
         2 => (of.clone(), 1..100u64).prop_map(|(of, term)| Write::Vote { of, term }),
         2 => (of.clone(), 0..3u64).prop_map(|(of, back)| Write::Purge { of, back }),
+        1 => (of.clone(), 0..9u64).prop_map(|(of, ahead)| Write::Replace { of, ahead }),
         1 => (of, 0..600usize).prop_map(|(of, len)| Write::State { of, len }),
     ]
 }
@@ -84,10 +103,10 @@ impl Run {
     fn resolve(&mut self, write: &Write) -> Record {
         let of = match write {
             Write::Entry { of, .. } | Write::Vote { of, .. } => *of,
-            Write::Purge { of, .. } | Write::State { of, .. } => *of,
+            Write::Purge { of, .. } | Write::Replace { of, .. } | Write::State { of, .. } => *of,
         };
         let model = self.models.group(of);
-        let base = model.base.index.get();
+        let base = model.base.map_or(0, |base| base.index.get());
         let last = model.entries.keys().next_back().copied().unwrap_or(base);
         let record = match write {
             Write::Entry { back, len, .. } => {
@@ -95,7 +114,12 @@ impl Run {
             }
             Write::Vote { term, .. } => vote(of, *term, of),
             Write::Purge { back, .. } => {
-                purge(of, self.boots, last.saturating_sub(*back).max(base))
+                let at = last.saturating_sub(*back).max(base);
+                let term = model.entries.get(&at).map_or(self.boots, |entry| entry.term.get());
+                purge(of, term, at)
+            }
+            Write::Replace { ahead, .. } => {
+                purge(of, 1000 + self.boots, (last + *ahead).saturating_sub(4).max(base))
             }
             Write::State { len, .. } => state(of, &vec![of as u8; *len]),
         };
@@ -285,13 +309,26 @@ proptest! {
             inflict(&mut bytes, harm);
             disk.set_contents(name, bytes);
         }
-        let Ok(again) = Rig::open(disk, small()) else {
+        let Ok(mut again) = Rig::open(disk, small()) else {
             // Two harms can make a header of another place valid here.
             return Ok(());
         };
         for record in &again.recovered {
             let restated = matches!(record, Record::Purge { .. });
             prop_assert!(restated || run.records.contains(record), "invented: {record:?}");
+        }
+        // The log goes on, and what was damaged stays so.
+        let votes: Vec<Record> = (1..5).map(|of| vote(of, 777, 1)).collect();
+        again.commit(&votes);
+        again.idle();
+        let third = Rig::open(again.disk.fork(), small());
+        let third = third.expect("what was opened once is opened again");
+        for of in 1..5 {
+            let hard_state = third.models().group(of).hard_state;
+            prop_assert_eq!(hard_state, Models::of(&votes).group(of).hard_state);
+        }
+        for of in again.report.damaged.keys() {
+            prop_assert!(third.report.is_damaged(*of), "{:?}\n{:?}", again.report, third.report);
         }
         // With one harm the watermark speaks for everything before the last batch.
         if let [(_, Harm::Flip(..) | Harm::ZeroBlock(_))] = harms[..] {

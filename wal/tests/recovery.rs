@@ -224,6 +224,30 @@ fn overwritten_entry_does_not_return_when_its_overwriter_is_purged() {
     assert!(again.wal.locate(group(1), common::index(2), common::index(2), 1).is_err());
 }
 
+/// A snapshot replaces the log: what followed the base in the old log does not follow the new one.
+#[test]
+fn purge_that_contradicts_the_log_ends_it() {
+    let old: Vec<Record> = (1..=5).map(|at| entry(1, 1, at, 10 * at as usize)).collect();
+    let cases: [(&str, Record, &[u64]); 4] = [
+        ("same term", purge(1, 1, 3), &[4, 5]),
+        ("other term", purge(1, 2, 3), &[]),
+        ("beyond the end", purge(1, 2, 9), &[]),
+        ("the last one", purge(1, 1, 5), &[]),
+    ];
+    for (name, purge, left) in cases {
+        let mut rig = Rig::new();
+        rig.commit(&old);
+        rig.commit(&[purge]);
+        let mut again = Rig::reopen(&rig.disk);
+        let entries: Vec<u64> = again.models().group(1).entries.keys().copied().collect();
+        assert_eq!(entries, left, "{name}");
+        // The segment start says it again, which changes nothing.
+        again.commit(&[vote(1, 9, 1)]);
+        let third = Rig::reopen(&again.disk);
+        assert_eq!(third.models().group(1).entries, again.models().group(1).entries, "{name}");
+    }
+}
+
 /// Every length the last segment can be cut to (FAULTS.md section 5, row 5).
 #[test]
 fn every_truncation_is_told_from_an_unfinished_write() {
@@ -340,7 +364,7 @@ fn stale_bytes_of_a_recycled_segment_never_count() {
     let base = op.offset / SECTOR_BYTES as u64;
     let sectors = op.len / SECTOR_BYTES;
     let want = common::Model {
-        base: common::position(1, at - 1),
+        base: Some(common::position(1, at - 1)),
         entries: [(at, bare(&entry(1, 1, at, 3000)))].into(),
         ..Default::default()
     };

@@ -202,7 +202,7 @@ fn hard_state_survives_recycling() {
     assert_eq!(again.models().group(3).base, want.group(3).base);
     assert!(again.report.is_clean(), "{:?}", again.report);
     let entries: Vec<u64> = again.models().group(1).entries.keys().copied().collect();
-    let base = again.models().group(1).base.index.get();
+    let base = again.models().group(1).base.expect("a base").index.get();
     assert_eq!(entries, (base + 1..=at).collect::<Vec<_>>(), "nothing after the base is missing");
 }
 

@@ -347,8 +347,8 @@ mod tests {
             (Op::Append, 0, false),
         ];
         for (op, flags, want) in cases {
-            let command = Header { flags, ..Header::new(op, slot(), WallMillis(0)) }
-                .encode(&[b"k", b"v"]);
+            let command =
+                Header { flags, ..Header::new(op, slot(), WallMillis(0)) }.encode(&[b"k", b"v"]);
             let view = View::parse(command.payload.bytes()).unwrap();
             assert_eq!(view.replies_at_commit(), want, "{op:?} {flags}");
         }

@@ -227,10 +227,7 @@ fn strings() {
         ("EXISTS none", ":0"),
         ("SETRANGE k -1 x", "-ERR offset is out of range"),
         ("SETRANGE k x x", INTEGER),
-        (
-            "SETRANGE k 8388608 x",
-            "-ERR string exceeds maximum allowed size (proto-max-bulk-len)",
-        ),
+        ("SETRANGE k 8388608 x", "-ERR string exceeds maximum allowed size (proto-max-bulk-len)"),
         ("STRLEN k", ":11"),
     ]);
 }
@@ -309,10 +306,7 @@ fn sizes_are_limited_at_the_exact_byte() {
         (&[b"SET", &key, b"v"], "-ERR key is longer than 65536 bytes"),
         (&[b"MSET", b"a", b"1", &key, b"2"], "-ERR key is longer than 65536 bytes"),
         (&[b"DEL", b"a", &key], "-ERR key is longer than 65536 bytes"),
-        (
-            &[b"SET", b"k", &value],
-            "-ERR string exceeds maximum allowed size (proto-max-bulk-len)",
-        ),
+        (&[b"SET", b"k", &value], "-ERR string exceeds maximum allowed size (proto-max-bulk-len)"),
         (
             &[b"MSET", b"a", &value[1..], b"b", &value[1..]],
             "-ERR command of 16777258 bytes is larger than 9437184 bytes",

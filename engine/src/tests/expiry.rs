@@ -61,9 +61,8 @@ fn idle_groups_write_nothing() {
     let mut cluster = cluster(1);
     assert_eq!(cluster.call(addr(1, 0), "SET k v EX 1000"), Reply::OK);
     cluster.assert_replicas_agree();
-    let last = |cluster: &Cluster| {
-        cluster.core(addr(1, 0)).group_status(GroupId::new(0)).unwrap().last
-    };
+    let last =
+        |cluster: &Cluster| cluster.core(addr(1, 0)).group_status(GroupId::new(0)).unwrap().last;
     let before = last(&cluster);
     cluster.advance_wall(999_000);
     cluster.run(1000);

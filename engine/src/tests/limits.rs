@@ -24,7 +24,8 @@ fn a_full_memory_budget_refuses_what_adds_data() {
         assert!(stored < 100, "the budget is never reached");
     }
     assert!(stored > 40, "refused after {stored} values");
-    for command in ["SET a b", "APPEND k0 x", "INCR n", "MSET a b", "SETRANGE k0 1 x", "SETNX a b"] {
+    for command in ["SET a b", "APPEND k0 x", "INCR n", "MSET a b", "SETRANGE k0 1 x", "SETNX a b"]
+    {
         let got = show(&cluster.call(at, command));
         assert_eq!(got, "-OOM command not allowed when used memory > 'maxmemory'.", "{command}");
     }
@@ -50,7 +51,9 @@ fn writes_in_flight_are_bounded() {
         .map(|i| cluster.submit(at, &[b"SET", format!("k{i}").as_bytes(), &value]))
         .collect();
     let refused = |cluster: &Cluster, token| {
-        cluster.answer(token).is_some_and(|reply| show(reply).starts_with("-TRYAGAIN server is overloaded"))
+        cluster
+            .answer(token)
+            .is_some_and(|reply| show(reply).starts_with("-TRYAGAIN server is overloaded"))
     };
     let count = tokens.iter().filter(|&&token| refused(&cluster, token)).count();
     assert_eq!(count, 11, "nine of a little more than 1 MiB fit in 10 MiB");

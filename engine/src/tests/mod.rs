@@ -6,6 +6,7 @@ mod expiry;
 mod faults;
 mod limits;
 mod model;
+mod nemesis;
 mod routing;
 
 use crate::Reply;

@@ -7,12 +7,12 @@ use coracle_raft::{GroupId, LogIndex};
 use proptest::prelude::*;
 
 use super::show;
+use crate::WallMillis;
 use crate::apply;
 use crate::command::decode;
 use crate::command::encoding::View;
 use crate::store::Store;
 use crate::testing::map_of;
-use crate::WallMillis;
 
 /// Key → (value, expiry; 0: none).
 type Model = BTreeMap<String, (String, u64)>;
@@ -26,11 +26,7 @@ struct Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let key = (0..6u8).prop_map(|k| format!("k{k}"));
-    let value = prop_oneof![
-        (-5..5i64).prop_map(|n| n.to_string()),
-        "[a-c]{0,3}",
-        "[xyz]{70,80}"
-    ];
+    let value = prop_oneof![(-5..5i64).prop_map(|n| n.to_string()), "[a-c]{0,3}", "[xyz]{70,80}"];
     let ms = (1..60u64).prop_map(|ms| ms.to_string());
     let words = (0..14u8, key.clone(), key, value, ms).prop_map(|(op, a, b, v, ms)| match op {
         0 => vec!["SET".into(), a, v],
@@ -92,9 +88,8 @@ fn expected(model: &mut Model, words: &[String], now: u64) -> String {
             format!(":{len}")
         }
         ("INCRBY", _) => {
-            let number = old.map_or(Some(0), |(v, _)| {
-                v.parse::<i64>().ok().filter(|n| n.to_string() == v)
-            });
+            let number =
+                old.map_or(Some(0), |(v, _)| v.parse::<i64>().ok().filter(|n| n.to_string() == v));
             let Some(number) = number else {
                 return "-ERR value is not an integer or out of range".into();
             };

@@ -14,6 +14,8 @@ use coracle_net::resp::{Limits, Parsed, Protocol, RequestParser, encode_reply};
 #[allow(dead_code, reason = "each test uses some of them")]
 pub(crate) enum Answer {
     Reply(Reply),
+    /// These bytes.
+    Raw(&'static [u8]),
     /// Never answer this one.
     Silence,
     /// Close the connection.
@@ -97,6 +99,7 @@ fn serve(mut stream: TcpStream, number: u64, handler: &Handler) {
             let words: Vec<&[u8]> = args.iter().map(|range| &input[range.clone()]).collect();
             match handler(number, &words) {
                 Answer::Reply(reply) => encode_reply(&reply, Protocol::Resp2, &mut output),
+                Answer::Raw(bytes) => output.extend_from_slice(bytes),
                 Answer::Silence => {}
                 Answer::HangUp => {
                     let _ = stream.shutdown(Shutdown::Both);
@@ -116,9 +119,11 @@ fn serve(mut stream: TcpStream, number: u64, handler: &Handler) {
 }
 
 /// A store of its own, shared by clones.
+#[allow(dead_code, reason = "not every test has one")]
 #[derive(Clone, Default)]
 pub(crate) struct Store(pub(crate) Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>);
 
+#[allow(dead_code, reason = "not every test has one")]
 impl Store {
     pub(crate) fn answer(&self, args: &[&[u8]]) -> Answer {
         let mut map = self.0.lock().expect("no panic");

@@ -252,6 +252,40 @@ fn pause_and_resume_lose_nothing() {
     writer.join().expect("no panic").expect("all written");
 }
 
+/// Resumed before the cancellation is over: its end starts the next receive.
+#[test]
+fn a_quick_resume_goes_on_receiving() {
+    let mut server = Loop::new();
+    let (socket, mut peer) = server.accepted(1);
+    server.ring.receive(socket);
+    assert!(server.settle().is_empty());
+    server.ring.pause_receive(socket);
+    server.ring.resume_receive(socket);
+    assert!(server.settle().is_empty());
+    peer.write_all(b"after all").expect("connected");
+    assert_eq!(server.receive_exactly(9), b"after all");
+}
+
+/// O_NONBLOCK changes nothing: waiting is the ring's business.
+#[test]
+fn nonblocking_sockets_wait_all_the_same() {
+    let mut server = Loop::new();
+    let (fd, mut peer) = connection();
+    fd.set_nonblocking(true).expect("a socket option");
+    let socket = server.ring.add_socket(1, fd);
+    server.ring.receive(socket);
+    assert!(server.settle().is_empty());
+    server.ring.send(socket, vec![Chunk::Owned(pattern(16 << 20))]);
+    assert!(server.settle().is_empty(), "more than the kernel buffers");
+    let mut got = vec![0; 16 << 20];
+    let reader = thread::spawn(move || peer.read_exact(&mut got).map(|()| (got, peer)));
+    assert!(matches!(server.next(), Event::Sent { .. }));
+    let (got, mut peer) = reader.join().expect("no panic").expect("all read");
+    assert!(got == pattern(16 << 20));
+    peer.write_all(b"thanks").expect("connected");
+    assert_eq!(server.receive_exactly(6), b"thanks");
+}
+
 /// The end of the peer's stream does not end ours.
 #[test]
 fn half_closed_connections_still_send() {

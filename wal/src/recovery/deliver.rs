@@ -1,6 +1,6 @@
 //! Third pass: the records, in log order.
 
-use coracle_raft::{GroupId, HardState, Record};
+use coracle_raft::{BatchSeq, GroupId, HardState, Record};
 
 use super::evidence::{Evidence, GroupEvidence, each_piece};
 use super::salvage::Piece;
@@ -61,8 +61,8 @@ impl Delivered {
             return;
         }
         let newly_used = match header.kind {
-            RecordKind::Entry { position, .. } => group.entry_put(position.index, place),
-            RecordKind::State => group.state_put(place),
+            RecordKind::Entry { position, .. } => group.entry_put(position, place),
+            RecordKind::State => group.state_put(place, BatchSeq::default()),
             RecordKind::HardState(hard_state) => {
                 group.hard_state = Some(hard_state);
                 false

@@ -39,7 +39,7 @@ pub(crate) struct GroupEvidence {
     /// Its newest entry, and where consecutive entries start, as far as later ones did not
     /// overwrite them.
     last: LogIndex,
-    runs: Vec<(LogIndex, Lsn)>,
+    runs: Vec<Run>,
     /// What stands before this is void.
     pub(crate) void_before: Lsn,
     /// What it lost.
@@ -47,6 +47,13 @@ pub(crate) struct GroupEvidence {
     /// Between these positions entries follow on a lost one that was overwritten later.
     pub(crate) skipped: Vec<(Lsn, Lsn)>,
     healed: u64,
+}
+
+/// Consecutive entries, and where the first one stands.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: LogIndex,
+    lsn: Lsn,
 }
 
 /// One loss.
@@ -155,7 +162,7 @@ impl Evidence {
         group.seq = header.seq;
         group.last_lsn = here.lsn;
         if let RecordKind::Entry { position, .. } = header.kind {
-            group.overwritten(position.index, here.lsn);
+            group.entry(position.index, here.lsn);
         }
         if !payload_ok {
             let entry = match header.kind {
@@ -166,7 +173,7 @@ impl Evidence {
             return;
         }
         match header.kind {
-            RecordKind::Purge { base } => group.purged(base),
+            RecordKind::Purge { base, restart } => group.purged(base, restart, here.lsn),
             RecordKind::Reset => {
                 group.healed += group.losses.len() as u64;
                 group.losses.clear();
@@ -208,12 +215,12 @@ fn first_event_after(events: &[Loss], lsn: Lsn) -> Option<&Loss> {
 
 impl GroupEvidence {
     /// An entry replaces what the log held at its index and after it.
-    fn overwritten(&mut self, index: LogIndex, lsn: Lsn) {
-        while self.runs.last().is_some_and(|&(first, _)| first >= index) {
+    fn entry(&mut self, index: LogIndex, lsn: Lsn) {
+        while self.runs.last().is_some_and(|run| run.first >= index) {
             self.runs.pop();
         }
         if index != self.last.next() || self.runs.is_empty() {
-            self.runs.push((index, lsn));
+            self.runs.push(Run { first: index, lsn });
         }
         self.last = index;
         let (skipped, healed) = (&mut self.skipped, &mut self.healed);
@@ -227,16 +234,23 @@ impl GroupEvidence {
         });
     }
 
-    fn purged(&mut self, base: LogPosition) {
-        if self.base.is_none_or(|old| old.index <= base.index) {
-            self.base = Some(base);
+    fn purged(&mut self, base: LogPosition, restart: bool, lsn: Lsn) {
+        if self.base.is_some_and(|old| old.index >= base.index) {
+            // Written again at the start of a segment.
+            return;
+        }
+        self.base = Some(base);
+        if restart {
+            self.entries_from = lsn;
+            self.runs.clear();
+            self.last = base.index;
+        }
+        let after = self.runs.partition_point(|run| run.first <= base.index);
+        if let Some(home) = after.checked_sub(1) {
             // Between the start of the run that holds the base and the base itself, only
             // entries of that run were written.
-            let after = self.runs.partition_point(|&(first, _)| first <= base.index);
-            if let Some(run) = after.checked_sub(1) {
-                self.entries_from = self.entries_from.max(self.runs[run].1);
-                self.runs.drain(..run);
-            }
+            self.entries_from = self.entries_from.max(self.runs[home].lsn);
+            self.runs.drain(..home);
         }
         let before = self.losses.len();
         self.losses.retain(|loss| loss.entry.is_none_or(|lost| lost > base.index));

@@ -4,7 +4,7 @@ use super::deliver::Delivered;
 use super::evidence::Evidence;
 use super::report::RecoveryReport;
 use super::scan::{SegmentScan, Survey};
-use crate::format::Lsn;
+use crate::format::{Lsn, aligned};
 use crate::segment::{SegmentId, UNFINISHED_SUFFIX};
 use crate::wal::{Retired, Segment};
 use crate::{Disk, Options, RecoverError, Wal};
@@ -25,7 +25,11 @@ pub(crate) fn open<D: Disk>(
     let kept = survey.spans.last().map_or(0, |span| span.segment + 1);
     let next =
         match (kept.checked_sub(1).map(|last| &survey.segments[last]), survey.segments.first()) {
-            (Some(last), _) => (last.id.number() + 1, last.first_lsn.plus(last.segment_bytes)),
+            // A segment without a valid header may be shorter than what it stands for.
+            (Some(last), _) => {
+                let end = last.first_lsn.plus(last.segment_bytes).max(report.end);
+                (last.id.number() + 1, Lsn::new(aligned(end.get())))
+            }
             (None, Some(unused)) => (unused.id.number(), unused.first_lsn),
             (None, None) => (1, Lsn::ZERO),
         };

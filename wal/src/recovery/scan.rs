@@ -331,44 +331,43 @@ fn link(segments: &[SegmentScan], parts: Vec<Vec<Span>>) -> Vec<Span> {
         if Some(at) > last_used {
             break;
         }
-        let segment = &segments[at];
         if part.is_empty() {
             // Later segments are in use: this one was too.
-            part.push(Span {
-                segment: at,
-                offset: BLOCK,
-                end: segment.segment_bytes.max(2 * BLOCK),
-                lsn: segment.first_lsn.plus(BLOCK),
-                kind: SpanKind::Hole,
-            });
+            part.push(hole_behind(segments, at, BLOCK));
         }
-        let prev = part.first().and_then(Span::batch).map(|batch| batch.prev);
-        if let Some(prev) = prev {
-            let beyond = |span: &Span| span.batch().is_some() && span.lsn > prev;
-            while spans.last().is_some_and(beyond) {
-                spans.pop();
-                // A hole is a span only because of the batch behind it.
-                while spans.last().is_some_and(|span| matches!(span.kind, SpanKind::Hole)) {
-                    spans.pop();
-                }
-            }
-            if let Some(last) = spans.last().filter(|last| last.batch().is_some()) {
-                if last.lsn < prev {
-                    let home = &segments[last.segment];
-                    let missing = Span {
-                        segment: last.segment,
-                        offset: last.end,
-                        end: home.segment_bytes.max(last.end),
-                        lsn: home.first_lsn.plus(last.end),
-                        kind: SpanKind::Hole,
-                    };
-                    spans.push(missing);
-                }
+        if let Some(first) = part.first().and_then(Span::batch) {
+            drop_remains(&mut spans, first.prev);
+            let last = spans.last().filter(|last| last.batch().is_some());
+            if let Some(last) = last.filter(|last| last.lsn < first.prev) {
+                spans.push(hole_behind(segments, last.segment, last.end));
             }
         }
         spans.append(&mut part);
     }
     spans
+}
+
+/// The rest of a segment, in which something must have been.
+fn hole_behind(segments: &[SegmentScan], at: usize, offset: u64) -> Span {
+    let segment = &segments[at];
+    Span {
+        segment: at,
+        offset,
+        end: segment.segment_bytes.max(offset),
+        lsn: segment.first_lsn.plus(offset),
+        kind: SpanKind::Hole,
+    }
+}
+
+/// Drops the batches after `prev`: the log went on without them.
+fn drop_remains(spans: &mut Vec<Span>, prev: Lsn) {
+    while spans.last().is_some_and(|span| span.batch().is_some() && span.lsn > prev) {
+        spans.pop();
+        // A hole is a span only because of the batch behind it.
+        while spans.last().is_some_and(|span| matches!(span.kind, SpanKind::Hole)) {
+            spans.pop();
+        }
+    }
 }
 
 /// Cuts the log at the first bad place that was in flight. What is bad before it is damage.

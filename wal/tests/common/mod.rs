@@ -77,7 +77,7 @@ pub fn state(of: u32, bytes: &[u8]) -> Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     pub hard_state: Option<HardState>,
-    pub base: LogPosition,
+    pub base: Option<LogPosition>,
     pub entries: BTreeMap<u64, Entry>,
     pub states: Vec<Vec<u8>>,
 }
@@ -102,10 +102,18 @@ impl Models {
             Record::HardState { hard_state, .. } => model.hard_state = Some(*hard_state),
             Record::State { payload, .. } => model.states.push(payload.bytes().to_vec()),
             Record::Purge { base, .. } => {
-                if base.index >= model.base.index {
-                    model.base = *base;
+                let old = model.base.map_or(0, |base| base.index.get());
+                let at = base.index.get();
+                if model.base.is_some() && at <= old {
+                    return;
                 }
-                model.entries = model.entries.split_off(&(base.index.get() + 1));
+                let here = model.entries.get(&at).map(|entry| entry.term);
+                if at > old && here != Some(base.term) {
+                    // A snapshot has replaced the log.
+                    model.entries.clear();
+                }
+                model.base = Some(*base);
+                model.entries = model.entries.split_off(&(at + 1));
             }
         }
     }

@@ -1,0 +1,150 @@
+//! Processes that die or stop at the worst moment (FAULTS.md, rows 1, 2 and 20).
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::client::{Client, bulk, text};
+use common::ledger::{self, Writers, longest_gap};
+use common::{Cluster, Options, alone, wait_until, wait_within};
+use coracle_engine::Reply;
+
+/// Writers per test: enough to keep every group busy.
+const KEYS: usize = 8;
+
+/// `kill -9` of a leader under load: its groups take writes again soon, and nothing that was
+/// acknowledged is lost, neither before nor after the node is back.
+#[test]
+fn a_killed_leader_loses_nothing_and_writes_go_on() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(&Options::default());
+    let keys = Cluster::keys("k", KEYS);
+    let writers = Writers::start(&cluster, &keys);
+    let victim = cluster.leader_of(&keys[0], 0).expect("a leader is known");
+    let led: Vec<_> = keys.iter().filter(|key| cluster.leader_of(key, 0) == Some(victim)).collect();
+    let led: Vec<String> = led.into_iter().cloned().collect();
+    let mut probe = cluster.nodes[(victim + 1) % 3].client();
+    wait_until("writes flow", || text(&probe.run(&format!("GET {}", keys[0]))).len() > 1);
+
+    let killed = Instant::now();
+    cluster.nodes[victim].kill();
+    let survivor = (victim + 1) % 3;
+    let took = wait_within(Duration::from_secs(10), "another node leads", || {
+        let leader = cluster.leader_of(&keys[0], survivor);
+        leader.is_some_and(|leader| leader != victim)
+    });
+    // Long enough that a second stall would show in the gaps.
+    std::thread::sleep(Duration::from_secs(2));
+    let end = Instant::now();
+    cluster.nodes[victim].start();
+    cluster.wait_until_ready();
+    let ledger = writers.finish();
+    for key in &led {
+        let gap = longest_gap(&ledger[key], killed, end);
+        println!("{key}: no acknowledgement for {gap:?} (new leader seen after {took:?})");
+        assert!(gap < Duration::from_secs(4), "{key}: no acknowledgement for {gap:?}");
+    }
+    ledger::check(&mut cluster, &ledger);
+}
+
+/// `kill -9` of all nodes at once under load, several times: they come back by themselves with
+/// everything that was acknowledged.
+#[test]
+fn all_nodes_killed_at_once_lose_nothing() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(&Options::default());
+    let keys = Cluster::keys("all", KEYS);
+    for round in 0..3 {
+        let writers = Writers::start(&cluster, &keys);
+        let mut probe = cluster.nodes[0].client();
+        let mut last = probe.run(&format!("GET {}", keys[0]));
+        let mut moves = 0;
+        wait_until("writes flow", || {
+            let now = probe.run(&format!("GET {}", keys[0]));
+            moves += u32::from(now != last);
+            last = now;
+            moves > 20
+        });
+        for node in &mut cluster.nodes {
+            node.kill();
+        }
+        let ledger = writers.finish();
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.wait_until_ready();
+        assert!(ledger.values().all(|entry| entry.acked > 0), "round {round}: {ledger:?}");
+        ledger::check(&mut cluster, &ledger);
+        // The next round counts from 1 again.
+        let mut client = cluster.nodes[0].client();
+        for key in &keys {
+            assert_eq!(client.run(&format!("DEL {key}")), Reply::Integer(1), "{key}");
+        }
+    }
+}
+
+/// A leader that sleeps through its deposition must not answer from what it knew before
+/// (FAULTS.md, RB4 and RB6): a read that waits in its socket when it wakes is the hardest case.
+#[test]
+fn a_leader_that_was_stopped_never_reads_stale_values() {
+    let _alone = alone();
+    let cluster = Cluster::start(&Options::default());
+    let key = "stale";
+    let mut first = cluster.nodes[0].client();
+    assert_eq!(first.run(&format!("SET {key} old")), Reply::OK);
+    let victim = cluster.leader_of(key, 0).expect("a leader is known");
+    let survivor = (victim + 1) % 3;
+    // Connections from before, in all ways a client can ask.
+    let mut sleeping = [
+        cluster.nodes[victim].core_client(),
+        cluster.nodes[victim].client(),
+        cluster.nodes[victim].core_client(),
+    ];
+    assert_eq!(sleeping[2].run("READONLY"), Reply::OK);
+    for client in &mut sleeping {
+        assert_eq!(client.run(&format!("GET {key}")), bulk("old"));
+    }
+
+    let stopped = Instant::now();
+    cluster.nodes[victim].pause();
+    wait_until("another node leads and takes a write", || {
+        let Ok(mut client) = Client::connect(cluster.nodes[survivor].ports.plain) else {
+            return false;
+        };
+        client.reply_within(Duration::from_secs(3));
+        matches!(client.call(&["SET", key, "new"]), Ok(Reply::Status("OK")))
+    });
+    // Sent after "new" was acknowledged, so "old" would be a stale answer.
+    for client in &mut sleeping {
+        client.send(&["GET", key]).expect("the kernel takes it");
+    }
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(stopped.elapsed()));
+    cluster.nodes[victim].resume();
+    for (way, client) in sleeping.iter_mut().enumerate() {
+        let reply = client.reply().expect("an answer");
+        let refused = matches!(&reply, Reply::Error(e)
+            if e.starts_with("MOVED ") || e.starts_with("TRYAGAIN ") || e.starts_with("CLUSTERDOWN "));
+        assert!(refused || reply == bulk("new"), "way {way}: {reply:?}");
+    }
+    // And it serves the new value again, as a follower that forwards.
+    wait_until("the woken node serves", || {
+        let reply = cluster.nodes[victim].client().run(&format!("GET {key}"));
+        assert_ne!(reply, bulk("old"));
+        reply == bulk("new")
+    });
+}
+
+/// SIGTERM stops a node in order, with status 0, and it starts again from what it wrote.
+#[test]
+fn a_node_that_is_told_to_stop_ends_with_status_0() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(&Options::single());
+    assert_eq!(cluster.nodes[0].client().run("SET a 1"), Reply::OK);
+    for round in 1..=3 {
+        assert_eq!(cluster.nodes[0].terminate().code(), Some(0), "round {round}");
+        cluster.nodes[0].start();
+        cluster.wait_until_ready();
+        let mut client = cluster.nodes[0].client();
+        assert_eq!(client.run("INCR a"), Reply::Integer(1 + round), "round {round}");
+    }
+}
