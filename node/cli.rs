@@ -242,8 +242,7 @@ fn interactive(client: &mut Client) -> Result<bool, Fatal> {
         .map_err(broken)?
         .history_ignore_space(true)
         .build();
-    let mut editor: Editor<Names, FileHistory> =
-        Editor::with_config(config).map_err(broken)?;
+    let mut editor: Editor<Names, FileHistory> = Editor::with_config(config).map_err(broken)?;
     editor.set_helper(Some(Names));
     let history = history_path();
     if let Some(path) = &history {

@@ -342,6 +342,9 @@ pub(crate) mod tests {
         let (a, b) = (free(), free());
         let error = quick(vec![a.clone(), b.clone()]).connect().expect_err("nobody");
         let text = error.to_string();
-        assert!(text.contains(&a) && text.contains(&b) && text.contains("nobody listens"), "{text}");
+        assert!(
+            text.contains(&a) && text.contains(&b) && text.contains("nobody listens"),
+            "{text}"
+        );
     }
 }

@@ -79,7 +79,7 @@ pub(crate) struct WalConfig {
     /// Whether the page cache is bypassed (`O_DIRECT`). Default: true.
     pub(crate) direct_io: bool,
     /// Size near which the log of each core is kept by checkpoints, or six times the data if that
-    /// is more. Default: 2 GiB. At least four segments.
+    /// is more. Default: 1 GiB. At least four segments.
     pub(crate) bytes_max: u64,
 }
 
@@ -214,12 +214,7 @@ impl Config {
         in_range("maxclients", u64::from(self.maxclients), 1, 1_000_000)?;
         in_range("maxmemory", self.maxmemory_bytes, cores * (64 << 20), 1 << 50)?;
         in_range("wal.segment_size", self.wal.segment_bytes, 1 << 20, 1 << 30)?;
-        in_range(
-            "wal.max_size",
-            self.wal.bytes_max,
-            4 * self.wal.segment_bytes,
-            1 << 50,
-        )?;
+        in_range("wal.max_size", self.wal.bytes_max, 4 * self.wal.segment_bytes, 1 << 50)?;
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;
         in_range("raft.election_ticks", u64::from(raft.election_ticks), 4, 10_000)?;
         let heartbeat_max = u64::from((raft.election_ticks - 1) / 2).max(1);
@@ -429,7 +424,7 @@ fn resolve(
                 "wal_max_size",
                 flags.wal_max_size,
                 file.wal.max_size,
-                Some(ByteSize(2 << 30)),
+                Some(ByteSize(1 << 30)),
                 size,
             )?
             .0,
@@ -461,7 +456,8 @@ fn resolve(
         )?,
     };
     let node_flags = flags.nodes.map(|nodes| nodes.into_iter().map(|node| node.0).collect());
-    let nodes = r.pick("nodes", "nodes", node_flags, file.nodes, None, show_nodes)?;
+    let nodes =
+        r.pick("nodes", "nodes", node_flags, file.nodes, None, |nodes| show_nodes(nodes))?;
     let config = Config {
         id: NodeId::new(id),
         cluster,
@@ -513,7 +509,7 @@ fn layout(
     })
 }
 
-fn show_nodes(nodes: &Vec<FileNode>) -> String {
+fn show_nodes(nodes: &[FileNode]) -> String {
     let one =
         |n: &FileNode| format!("{}={}:{}/{}/{}", n.id, n.host, n.port, n.core_port, n.peer_port);
     format!("{:?}", nodes.iter().map(one).collect::<Vec<_>>())

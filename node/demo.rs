@@ -10,7 +10,7 @@ mod ports;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -31,7 +31,8 @@ pub(crate) struct DemoArgs {
     /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
     nodes: u32,
-    /// CPUs of each node's cores, one core each; default: the first two of this machine
+    /// CPUs of each node's cores, one core each; default: the CPUs of this machine are shared out
+    /// among the nodes, at least one core each
     #[arg(long, value_name = "LIST")]
     cores: Option<CpuList>,
     /// Number of Raft groups
@@ -65,7 +66,7 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Fatal> {
         say(&format!("'{}' keeps its own layout: {}", dir.path().display(), dir.fixed()));
     }
     let cpus = plan.cpus(dir.fixed());
-    if let Some(warning) = warning(dir.fixed().nodes, &cpus) {
+    if let Some(warning) = warning(&cpus) {
         say(&format!("warning: {warning}"));
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -81,9 +82,12 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Fatal> {
     cluster.stop();
     // Not left to the drop: the thread that watches for signals keeps the cluster alive.
     cluster.remove();
+    let signal = interrupted.load(Ordering::SeqCst);
     match result {
-        // A signal is not a mistake of the cluster, whatever it interrupted.
-        Err(_) if interrupted.load(Ordering::SeqCst) => Ok(ExitCode::from(130)),
+        // A signal is not a mistake of the cluster, whatever it interrupted. A load that it ended
+        // early has its report all the same.
+        _ if signal != 0 && args.load.is_none() => Ok(signal_status(signal)),
+        Err(_) if signal != 0 => Ok(signal_status(signal)),
         other => other,
     }
 }
@@ -91,33 +95,43 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Fatal> {
 /// What is asked for.
 struct Plan {
     fixed: files::Fixed,
-    cpus: Vec<u16>,
+    /// CPUs that every node uses, if they were given.
+    chosen: Option<Vec<u16>>,
+    /// CPUs this process may run on.
+    usable: Vec<u16>,
 }
 
 impl Plan {
     fn of(args: &DemoArgs) -> Result<Self, Fatal> {
         let usable = usable_cpus();
-        let cpus = match &args.cores {
-            Some(list) => list.0.clone(),
-            None => usable.iter().copied().take(2).collect(),
-        };
-        if let Some(missing) = cpus.iter().find(|cpu| !usable.contains(cpu)) {
+        let chosen = args.cores.as_ref().map(|list| list.0.clone());
+        if let Some(missing) = chosen.iter().flatten().find(|cpu| !usable.contains(cpu)) {
             return Err(Fatal::usage(
                 format!("CPU {missing} cannot be used"),
                 format!("this process may run on CPUs {usable:?}"),
                 "correct --cores",
             ));
         }
-        let cores = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
-        Ok(Self {
-            fixed: files::Fixed { nodes: args.nodes, cores, groups: args.groups },
-            cpus,
-        })
+        let cores = match &chosen {
+            Some(cpus) => cpus.len(),
+            None => (usable.len() / args.nodes as usize).max(1),
+        };
+        let cores = u16::try_from(cores).unwrap_or(u16::MAX);
+        let fixed = files::Fixed { nodes: args.nodes, cores, groups: args.groups };
+        Ok(Self { fixed, chosen, usable })
     }
 
-    /// The CPU of each core when the data fixes another number of cores.
-    fn cpus(&self, fixed: files::Fixed) -> Vec<u16> {
-        self.cpus.iter().copied().cycle().take(usize::from(fixed.cores)).collect()
+    /// The CPUs of each node. Kept data may fix other numbers than were asked for.
+    fn cpus(&self, fixed: files::Fixed) -> Vec<Vec<u16>> {
+        let cores = usize::from(fixed.cores);
+        let of_node = |node: usize| -> Vec<u16> {
+            let (cpus, skipped) = match &self.chosen {
+                Some(chosen) => (chosen, 0),
+                None => (&self.usable, node * cores % self.usable.len()),
+            };
+            cpus.iter().copied().cycle().skip(skipped).take(cores).collect()
+        };
+        (0..fixed.nodes as usize).map(of_node).collect()
     }
 }
 
@@ -127,36 +141,36 @@ fn usable_cpus() -> Vec<u16> {
 }
 
 /// What makes this cluster slower than one on machines of its own.
-fn warning(nodes: u32, cpus: &[u16]) -> Option<String> {
-    let threads = nodes as usize * cpus.len();
-    let mut distinct = cpus.to_vec();
+fn warning(cpus: &[Vec<u16>]) -> Option<String> {
+    let mut distinct = cpus.concat();
+    let cores = distinct.len();
     distinct.sort_unstable();
     distinct.dedup();
-    (threads > distinct.len()).then(|| {
+    (cores > distinct.len()).then(|| {
         format!(
-            "{threads} cores of {nodes} nodes share {} CPUs of this machine; real nodes have \
-             their own",
+            "{cores} cores of {} nodes share {} CPUs of this machine; real nodes have their own",
+            cpus.len(),
             distinct.len()
         )
     })
 }
 
 /// On the first signal a load ends early and is reported; anything else ends at once, with the
-/// nodes stopped and the data removed. The flag tells that there was a signal.
+/// nodes stopped and the data removed. The number of the first signal is kept, 0 before it.
 fn watch_signals(
     stop: &Arc<AtomicBool>,
     cluster: &Arc<Cluster>,
     reports: bool,
-) -> Result<Arc<AtomicBool>, Fatal> {
+) -> Result<Arc<AtomicI32>, Fatal> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| Fatal::failed("cannot handle signals", error.to_string(), ""))?;
-    let interrupted = Arc::new(AtomicBool::new(false));
+    let interrupted = Arc::new(AtomicI32::new(0));
     let (seen, stop, cluster) = (Arc::clone(&interrupted), Arc::clone(stop), Arc::clone(cluster));
     let watch = move || {
         for signal in signals.forever() {
-            let is_first = !seen.swap(true, Ordering::SeqCst);
+            let first = seen.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
             stop.store(true, Ordering::SeqCst);
-            if !(is_first && reports && cluster.is_ready()) {
+            if !(first.is_ok() && reports && cluster.is_ready()) {
                 cluster.stop();
                 cluster.remove();
                 std::process::exit(128 + signal);
@@ -170,14 +184,16 @@ fn watch_signals(
     Ok(interrupted)
 }
 
+/// The status shells give a process that a signal ended.
+fn signal_status(signal: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+}
+
 /// Prints where everything is, and lines to paste.
 fn show(cluster: &Cluster) {
     let mut table = Table::new();
-    let style = if io::stdout().is_terminal() {
-        presets::UTF8_FULL_CONDENSED
-    } else {
-        presets::NOTHING
-    };
+    let style =
+        if io::stdout().is_terminal() { presets::UTF8_FULL_CONDENSED } else { presets::NOTHING };
     table.load_style(style).set_header(["node", "any client", "per core", "pid", "log"]);
     for node in cluster.nodes() {
         let cores: Vec<_> = node.core_endpoints().collect();
@@ -235,11 +251,25 @@ fn say(text: &str) {
 mod tests {
     use super::*;
 
-    /// The warning counts threads against CPUs.
+    /// Without a list the CPUs are dealt out in turn; a list is for every node.
+    #[test]
+    fn cpus_are_shared_out() {
+        let plan = |usable: &[u16], chosen: Option<&[u16]>, nodes, cores| {
+            let fixed = files::Fixed { nodes, cores, groups: 8 };
+            let chosen = chosen.map(<[u16]>::to_vec);
+            Plan { fixed, chosen, usable: usable.to_vec() }.cpus(fixed)
+        };
+        assert_eq!(plan(&[0, 1], None, 3, 1), [[0], [1], [0]]);
+        assert_eq!(plan(&[0, 1, 4, 5, 6, 7], None, 3, 2), [[0, 1], [4, 5], [6, 7]]);
+        assert_eq!(plan(&[0, 1], Some(&[1]), 2, 1), [[1], [1]]);
+        assert_eq!(plan(&[0, 1], Some(&[1]), 2, 2), [[1, 1], [1, 1]], "kept data has two cores");
+    }
+
+    /// The warning counts cores against CPUs.
     #[test]
     fn sharing_cpus_is_said_once() {
-        assert_eq!(warning(1, &[0, 1]), None);
-        let warning = warning(3, &[0, 1]).expect("six on two");
+        assert_eq!(warning(&[vec![0, 1]]), None);
+        let warning = warning(&[vec![0, 1], vec![0, 1], vec![0, 1]]).expect("six on two");
         assert!(warning.contains("6 cores of 3 nodes share 2 CPUs"), "{warning}");
     }
 }

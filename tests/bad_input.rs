@@ -121,9 +121,14 @@ fn limits_hold_to_the_byte() {
     let mut client = scene.client();
     let too_long = |reply: Reply| {
         let text = text(&reply);
-        assert!(text.starts_with("ERR ") && text.contains("65536") || text.contains("maximum"), "{text}");
+        assert!(
+            text.starts_with("ERR ") && text.contains("65536") || text.contains("maximum"),
+            "{text}"
+        );
     };
-    for (length, fits) in [(KEY_BYTES_MAX - 1, true), (KEY_BYTES_MAX, true), (KEY_BYTES_MAX + 1, false)] {
+    for (length, fits) in
+        [(KEY_BYTES_MAX - 1, true), (KEY_BYTES_MAX, true), (KEY_BYTES_MAX + 1, false)]
+    {
         let key = vec![b'k'; length];
         let reply = client.call(&[b"SET", &key[..], b"v"]).expect("an answer");
         if fits {
@@ -154,7 +159,8 @@ fn limits_hold_to_the_byte() {
 fn the_peer_port_refuses_strangers() {
     let mut scene = Scene::new(&[]);
     let port = scene.cluster.nodes[0].ports.peer;
-    let garbage: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let garbage: Vec<u8> =
+        (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let cases: &[(&str, &[u8])] = &[
         ("RESP", b"*1\r\n$4\r\nPING\r\n"),
         ("inline", b"PING\r\n"),
@@ -185,7 +191,8 @@ fn the_peer_port_refuses_strangers() {
 fn garbage_on_client_ports_harms_nobody() {
     let mut scene = Scene::new(&[]);
     let ports = scene.cluster.nodes[0].ports;
-    let garbage: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_246_822_519) >> 24) as u8).collect();
+    let garbage: Vec<u8> =
+        (0..200_000u32).map(|n| (n.wrapping_mul(2_246_822_519) >> 24) as u8).collect();
     let cases: &[(&str, &[u8])] = &[
         ("HTTP", b"POST / HTTP/1.1\r\nHost: a\r\n\r\nx"),
         ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
@@ -296,7 +303,11 @@ fn data_directories_are_not_mixed_up() {
     assert!(shown.contains("is in use") && shown.contains(&pid), "{shown}");
     scene.check("a second process");
 
-    let output = run(&changed(&args, "--data-dir", &format!("{}-b", scene.cluster.nodes[0].data_dir.display())));
+    let output = run(&changed(
+        &args,
+        "--data-dir",
+        &format!("{}-b", scene.cluster.nodes[0].data_dir.display()),
+    ));
     let shown = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{shown}");
     assert!(shown.contains("cannot listen") && shown.contains(&ports.plain.to_string()), "{shown}");

@@ -185,10 +185,10 @@ fn the_protocol_decides_the_types() {
         String::from_utf8_lossy(&client.read_exact(length).expect("an answer")).into_owned()
     };
     assert_eq!(raw(&mut client, "GET none", 5), "$-1\r\n");
-    assert_eq!(raw(&mut client, "CONFIG GET save", 21), "*2\r\n$4\r\nsave\r\n$0\r\n\r\n");
+    assert_eq!(raw(&mut client, "CONFIG GET save", 20), "*2\r\n$4\r\nsave\r\n$0\r\n\r\n");
     assert!(matches!(client.run("HELLO 3"), Reply::Map(_)));
     assert_eq!(raw(&mut client, "GET none", 3), "_\r\n");
-    assert_eq!(raw(&mut client, "CONFIG GET save", 21), "%1\r\n$4\r\nsave\r\n$0\r\n\r\n");
+    assert_eq!(raw(&mut client, "CONFIG GET save", 20), "%1\r\n$4\r\nsave\r\n$0\r\n\r\n");
     assert!(matches!(client.run("CLUSTER INFO"), Reply::Verbatim(_)));
     assert!(matches!(client.run("HELLO 2"), Reply::Array(_)));
     assert_eq!(raw(&mut client, "GET none", 5), "$-1\r\n");

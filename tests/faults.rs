@@ -11,6 +11,8 @@ use coracle_engine::Reply;
 
 /// Writers per test: enough to keep every group busy.
 const KEYS: usize = 8;
+/// A leader is missed after one to two seconds, then a vote decides.
+const FAILOVER_MAX: Duration = Duration::from_millis(2500);
 
 /// `kill -9` of a leader under load: its groups take writes again soon, and nothing that was
 /// acknowledged is lost, neither before nor after the node is back.
@@ -41,8 +43,10 @@ fn a_killed_leader_loses_nothing_and_writes_go_on() {
     let ledger = writers.finish();
     for key in &led {
         let gap = longest_gap(&ledger[key], killed, end);
-        println!("{key}: no acknowledgement for {gap:?} (new leader seen after {took:?})");
-        assert!(gap < Duration::from_secs(4), "{key}: no acknowledgement for {gap:?}");
+        assert!(
+            gap < FAILOVER_MAX,
+            "{key}: no acknowledgement for {gap:?}; a new leader was seen after {took:?}"
+        );
     }
     ledger::check(&mut cluster, &ledger);
 }

@@ -2,7 +2,7 @@
 //!
 //! `wal_cpu` completes every write at once without writing: what the log itself costs.
 //! `wal_disk` writes through a ring by direct I/O with a sync per batch, two batches in flight, as
-//! a node does; segments are prepared on another thread. It uses the directory of `TMPDIR`, or
+//! a node does; segments are prepared on another thread. It uses the directory of `CORACLE_BENCH_DIR`, or
 //! the target directory.
 
 use std::collections::BTreeMap;
@@ -205,7 +205,7 @@ impl Driver {
 fn disk(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wal_disk");
     group.sample_size(10).measurement_time(Duration::from_secs(3));
-    let place = std::env::var_os("TMPDIR")
+    let place = std::env::var_os("CORACLE_BENCH_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     for count in BATCHES {
         group.throughput(Throughput::Bytes((count * VALUE_BYTES) as u64));

@@ -455,7 +455,7 @@ impl Group {
                 Err(ClockBehind(at)) => match self.propose_clock(at) {
                     Some(index) => self.reads.block(task, index),
                     None => {
-                        turn.out.again.push(Task { read_mode: crate::ReadMode::Leader, ..task })
+                        turn.out.again.push(Task { read_mode: crate::ReadMode::Leader, ..task });
                     }
                 },
             }

@@ -310,3 +310,111 @@ impl GroupRecovery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use coracle_raft::Payload;
+
+    use super::*;
+    use crate::testing::{addr, map_of};
+
+    fn entry(index: u64, term: u64) -> Record {
+        let entry = Entry {
+            term: Term::new(term),
+            index: LogIndex::new(index),
+            kind: EntryKind::Empty,
+            payload: Payload::empty(),
+        };
+        Record::Entry { group: GroupId::new(0), entry }
+    }
+
+    fn purge(index: u64, term: u64) -> Record {
+        Record::Purge { group: GroupId::new(0), base: position(index, term) }
+    }
+
+    fn position(index: u64, term: u64) -> LogPosition {
+        LogPosition { term: Term::new(term), index: LogIndex::new(index) }
+    }
+
+    fn recover(records: impl IntoIterator<Item = Record>) -> Recovered {
+        let mut recovery = Recovery::new(map_of(1, 1, 1, 1), addr(1, 0));
+        records.into_iter().for_each(|record| recovery.record(record));
+        recovery.take(GroupId::new(0), &RandomState::with_seeds(1, 2, 3, 4)).0
+    }
+
+    fn runs(recovered: &Recovered) -> Vec<(u64, u64)> {
+        recovered.runs.iter().map(|run| (run.index.get(), run.term.get())).collect()
+    }
+
+    /// An entry replaces whatever stood at its place and after it.
+    #[test]
+    fn later_entries_replace_earlier_ones() {
+        let recovered =
+            recover([entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 2), entry(2, 3), entry(3, 3)]);
+        assert_eq!(runs(&recovered), [(1, 1), (2, 3)]);
+        assert_eq!(recovered.last, LogIndex::new(3));
+        let terms: Vec<_> = recovered.tail.iter().map(|entry| entry.term.get()).collect();
+        assert_eq!(terms, [1, 3, 3]);
+    }
+
+    /// A purge cuts inside a run, at its end, and past the log; a mismatch replaces the log.
+    #[test]
+    fn purges_move_the_base() {
+        let log = || [entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 2), entry(5, 2)];
+        type Case = (Record, &'static [(u64, u64)], u64);
+        let cases: &[Case] = &[
+            (purge(2, 1), &[(3, 1), (4, 2)], 5),
+            (purge(3, 1), &[(4, 2)], 5),
+            (purge(4, 2), &[(5, 2)], 5),
+            (purge(5, 2), &[], 5),
+            (purge(9, 4), &[], 9),
+            (purge(4, 3), &[], 4),
+        ];
+        for (record, want, last) in cases {
+            let recovered = recover(log().into_iter().chain([record.clone()]));
+            assert_eq!(runs(&recovered), *want, "{record:?}");
+            assert_eq!(recovered.last, LogIndex::new(*last), "{record:?}");
+            let first = recovered.tail.first().map(|entry| entry.index);
+            assert_eq!(first, want.first().map(|&(index, _)| LogIndex::new(index)), "{record:?}");
+        }
+    }
+
+    /// Old segments go one by one: entries missing before a later base are no damage; entries
+    /// missing after it are.
+    #[test]
+    fn gaps_before_the_base_are_healed_by_it() {
+        let gap = [purge(2, 1), entry(3, 1), entry(7, 1), entry(8, 2)];
+        let damaged = |records: Vec<Record>| {
+            let mut recovery = Recovery::new(map_of(1, 1, 1, 1), addr(1, 0));
+            records.into_iter().for_each(|record| recovery.record(record));
+            recovery.damaged().remove(&GroupId::new(0)).unwrap_or_default()
+        };
+        let why = damaged(gap.to_vec());
+        assert_eq!(why, "entries between 2 and 7 are missing");
+        let healed: Vec<Record> = gap.into_iter().chain([purge(7, 1)]).collect();
+        let why = damaged(healed.clone());
+        assert_eq!(why, "shard 0 has no snapshot at or after 7");
+        assert_eq!(runs(&recover(healed)), [(8, 2)]);
+    }
+
+    /// Memory at the start is bounded; what is left out is loaded on demand.
+    #[test]
+    fn only_the_tail_is_kept() {
+        let payload = Payload::new(vec![0; 1 << 20], 0);
+        let big = (1..=80).map(|index| Record::Entry {
+            group: GroupId::new(0),
+            entry: Entry {
+                term: Term::new(1),
+                index: LogIndex::new(index),
+                kind: EntryKind::Command,
+                payload: payload.clone(),
+            },
+        });
+        let recovered = recover(big);
+        assert_eq!(recovered.last, LogIndex::new(80));
+        let bytes: usize = recovered.tail.iter().map(Entry::size_bytes).sum();
+        assert!(bytes <= TAIL_BYTES_TOTAL, "{bytes}");
+        assert_eq!(recovered.tail.last().map(|entry| entry.index), Some(LogIndex::new(80)));
+        assert_eq!(runs(&recovered), [(1, 1)]);
+    }
+}

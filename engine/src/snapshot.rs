@@ -197,7 +197,7 @@ impl Frozen {
         Self { begin, items: items.into_iter(), digest: 0 }
     }
 
-    /// The next payload: items of about `bytes_max`, then the end.
+    /// The next payload: items of about `bytes_max` but at least one, then the end.
     pub(crate) fn next(&mut self, bytes_max: usize) -> (Payload, bool) {
         let Begin { shard, at, .. } = self.begin;
         if self.items.len() == 0 {
@@ -207,8 +207,7 @@ impl Frozen {
         bytes.push(ITEMS);
         bytes.extend_from_slice(&shard.0.to_le_bytes());
         bytes.extend_from_slice(&at.index.get().to_le_bytes());
-        while bytes.len() < bytes_max {
-            let Some((key, item)) = self.items.next() else { break };
+        for (key, item) in self.items.by_ref() {
             self.digest = self.digest.wrapping_add(item_digest(&key, &item));
             for part in [&key, item.value.bytes()] {
                 let len = u32::try_from(part.len()).expect("keys and values are bounded");
@@ -217,6 +216,9 @@ impl Frozen {
             }
             bytes.extend_from_slice(&item.version.get().to_le_bytes());
             bytes.extend_from_slice(&item.expires_at.to_le_bytes());
+            if bytes.len() >= bytes_max {
+                break;
+            }
         }
         (payload(bytes), false)
     }
@@ -251,5 +253,100 @@ impl Thawing {
     pub(crate) fn finish(self, digest: u64) -> Result<Shard, Malformed> {
         let whole = self.digest == digest && self.shard.keys() as u64 == self.begin.count;
         if whole { Ok(self.shard) } else { Err(Malformed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ahash::RandomState;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::testing::map_of;
+
+    fn blank() -> Shard {
+        Store::blank_shard(ShardId(0), &map_of(1, 1, 1, 1), &RandomState::with_seeds(1, 2, 3, 4))
+    }
+
+    fn shard_of(items: &[(Vec<u8>, Vec<u8>, u64)]) -> Shard {
+        let mut shard = blank();
+        for (key, value, expires_at) in items {
+            let version = LogIndex::new(value.len() as u64 + 1);
+            let value = Value::Owned(value.clone());
+            shard.insert(key, Item { value, version, expires_at: *expires_at });
+        }
+        shard
+    }
+
+    fn freeze(shard: &Shard, bytes_max: usize) -> Vec<Payload> {
+        let at = LogPosition { term: Term::new(3), index: LogIndex::new(99) };
+        let mut frozen = Frozen::new(shard, at, 1234);
+        let mut pieces = vec![frozen.begin.encode()];
+        loop {
+            let (piece, done) = frozen.next(bytes_max);
+            pieces.push(piece);
+            if done {
+                return pieces;
+            }
+        }
+    }
+
+    /// Reads pieces as a receiver does; `Err` if any of them is refused.
+    fn thaw<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Shard, Malformed> {
+        let mut thawing = None;
+        for piece in pieces {
+            match Piece::parse(piece)? {
+                Piece::Begin(begin) => thawing = Some(Thawing::new(begin, blank())),
+                Piece::Items { items, .. } => thawing.as_mut().ok_or(Malformed)?.add(items)?,
+                Piece::End { digest, .. } => return thawing.ok_or(Malformed)?.finish(digest),
+                Piece::Base { .. } => return Err(Malformed),
+            }
+        }
+        Err(Malformed)
+    }
+
+    proptest! {
+        /// Whatever the size of the pieces, the shard that comes out is the one that went in.
+        #[test]
+        fn shards_survive_freezing(
+            items: Vec<(Vec<u8>, Vec<u8>, u64)>,
+            bytes_max in 1usize..300,
+        ) {
+            let shard = shard_of(&items);
+            let pieces = freeze(&shard, bytes_max);
+            let thawed = thaw(pieces.iter().map(Payload::bytes)).unwrap();
+            prop_assert_eq!(thawed.digest(), shard.digest());
+            prop_assert_eq!((thawed.keys(), thawed.bytes()), (shard.keys(), shard.bytes()));
+            prop_assert_eq!(thawed.base, LogIndex::new(99));
+        }
+
+        /// One changed byte anywhere never panics, and never gives another shard's content.
+        #[test]
+        fn damaged_pieces_are_refused(piece in 0usize..100, byte: usize, with: u8) {
+            let items: Vec<_> = (0..20u8).map(|i| (vec![i], vec![i; 9], u64::from(i % 3))).collect();
+            let shard = shard_of(&items);
+            let mut pieces: Vec<Vec<u8>> =
+                freeze(&shard, 100).iter().map(|p| p.bytes().to_vec()).collect();
+            let count = pieces.len();
+            let target = &mut pieces[piece % count];
+            let at = byte % target.len();
+            target[at] = with;
+            if let Ok(thawed) = thaw(pieces.iter().map(Vec::as_slice)) {
+                prop_assert_eq!(thawed.digest(), shard.digest());
+            }
+        }
+    }
+
+    /// Every cut of a snapshot, and any piece left out, is noticed.
+    #[test]
+    fn incomplete_snapshots_are_refused() {
+        let items: Vec<_> = (0..50u8).map(|i| (vec![i], vec![i; 30], 0)).collect();
+        let pieces = freeze(&shard_of(&items), 200);
+        assert!(pieces.len() > 10);
+        for left_out in 0..pieces.len() {
+            let rest = pieces.iter().enumerate().filter(|&(i, _)| i != left_out);
+            assert!(thaw(rest.map(|(_, p)| p.bytes())).is_err(), "without piece {left_out}");
+        }
     }
 }

@@ -4,11 +4,14 @@
 //! and disk batches take a number of steps drawn from a range. Links keep their order and
 //! deliver at most once; a cut link loses what is under way and both ends are told.
 
+mod machine;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, NodeId, Record};
+use coracle_raft::{BatchSeq, GroupId, NodeId, Record};
 
+use self::machine::Machine;
 use crate::command::decode;
 use crate::{
     ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, Load, NodeInfo,
@@ -78,20 +81,6 @@ pub const fn addr(node: u32, core: u16) -> CoreAddr {
     CoreAddr { node: NodeId::new(node), core: CoreId(core) }
 }
 
-/// One core with its disk.
-struct Machine {
-    core: Option<Core>,
-    /// Counts its starts: what was begun in an earlier life is void.
-    life: u64,
-    /// What is durable, in order, with the batch that wrote it in this life.
-    disk: Vec<(BatchSeq, Record)>,
-    /// The same entries by place, to be read back.
-    entries: BTreeMap<(GroupId, LogIndex), Entry>,
-    writing: usize,
-    frozen_disk: bool,
-    effects: Effects,
-}
-
 enum Event {
     Message { from: CoreAddr, to: CoreAddr, link: u64, message: PeerMessage },
     Written { addr: CoreAddr, life: u64, batch: BatchSeq, records: Vec<Record> },
@@ -128,17 +117,8 @@ impl Cluster {
     /// As [`Cluster::new`], with settings of every core changed by `configure`.
     pub fn with_config(options: ClusterOptions, configure: fn(&mut CoreConfig)) -> Self {
         let map = map_of(options.nodes, options.cores, options.shards, options.groups);
-        let machine = |_| Machine {
-            core: None,
-            life: 0,
-            disk: Vec::new(),
-            entries: BTreeMap::new(),
-            writing: 0,
-            frozen_disk: false,
-            effects: Effects::default(),
-        };
         let mut cluster = Self {
-            machines: map.cores().map(|addr| (addr, machine(addr))).collect(),
+            machines: map.cores().map(|addr| (addr, Machine::default())).collect(),
             map,
             configure,
             events: BTreeMap::new(),
@@ -216,19 +196,11 @@ impl Cluster {
                 *batch = BatchSeq::default();
                 recovery.record(record.clone());
             }
-            for (&g, why) in &recovery.damaged() {
-                eprintln!("{at} {g} {why}");
-                for (_, r) in &machine.disk { if r.group() == g { match r {
-                    Record::Entry { entry, .. } => eprintln!("E {} {}", entry.index, entry.term),
-                    Record::HardState { hard_state, .. } => eprintln!("H {hard_state:?}"),
-                    Record::Purge { base, .. } => eprintln!("P {base:?}"),
-                    Record::State { payload, .. } => eprintln!("S {:?}", crate::snapshot::Piece::parse(payload.bytes()).map(|p| match p { crate::snapshot::Piece::Items{shard,index,..} => format!("items {shard:?} {index}"), o => format!("{o:?}")})),
-                } } }
-            }
             assert_eq!(recovery.damaged(), BTreeMap::new(), "{at} wrote what does not add up");
             assert_eq!(recovery.ignored(), 0, "{at} wrote records it does not understand");
             machine.life += 1;
             machine.writing = 0;
+            machine.stalled.clear();
             machine.effects = Effects::default();
             machine.core = Some(Core::new(config, recovery));
         }
@@ -276,6 +248,7 @@ impl Cluster {
         for core in 0..self.options.cores {
             let machine = self.machines.get_mut(&addr(node, core)).expect("a node of this cluster");
             machine.frozen_disk = frozen;
+            self.complete_writes(addr(node, core));
         }
     }
 
@@ -434,20 +407,11 @@ impl Cluster {
                 }
             }
             Event::Written { addr, life, batch, records } => {
-                let keep = self.options.keep_disk;
                 let machine = self.machines.get_mut(&addr).expect("an address of this cluster");
-                if machine.life != life || machine.core.is_none() {
-                    return;
+                if machine.life == life && machine.core.is_some() {
+                    machine.stalled.push_back((batch, records));
+                    self.complete_writes(addr);
                 }
-                if machine.frozen_disk {
-                    let event = Event::Written { addr, life, batch, records };
-                    return self.schedule((addr, addr), 1..=1, event);
-                }
-                machine.writing -= 1;
-                if keep {
-                    machine.write(batch, records);
-                }
-                self.give(addr, Input::Persisted(batch));
             }
             Event::Loaded { addr, life, load } => {
                 let machine = &self.machines[&addr];
@@ -457,6 +421,21 @@ impl Cluster {
                     self.give(addr, Input::EntriesLoaded { group, first, entries });
                 }
             }
+        }
+    }
+
+    fn complete_writes(&mut self, at: CoreAddr) {
+        loop {
+            let machine = self.machines.get_mut(&at).expect("an address of this cluster");
+            if machine.frozen_disk {
+                return;
+            }
+            let Some((batch, records)) = machine.stalled.pop_front() else { return };
+            machine.writing -= 1;
+            if self.options.keep_disk {
+                machine.write(batch, records);
+            }
+            self.give(at, Input::Persisted(batch));
         }
     }
 
@@ -549,56 +528,5 @@ impl Cluster {
         x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (x ^ (x >> 31)) % bound
-    }
-}
-
-impl Machine {
-    fn write(&mut self, batch: BatchSeq, records: Vec<Record>) {
-        self.disk.extend(records.iter().map(|record| (batch, record.clone())));
-        for record in &records {
-            match record {
-                Record::Entry { group, entry } => {
-                    let later = (*group, entry.index)..=(*group, LogIndex::new(u64::MAX));
-                    let stale: Vec<_> = self.entries.range(later).map(|(&at, _)| at).collect();
-                    for at in stale {
-                        self.entries.remove(&at);
-                    }
-                    self.entries.insert((*group, entry.index), entry.clone());
-                }
-                Record::Purge { group, base } => {
-                    let group = *group;
-                    self.entries.retain(|&(g, index), _| g != group || index > base.index);
-                    self.disk.retain(|(_, record)| match record {
-                        Record::Entry { group: g, entry } => {
-                            *g != group || entry.index > base.index
-                        }
-                        Record::Purge { group: g, base: b } => *g != group || b >= base,
-                        _ => true,
-                    });
-                }
-                Record::HardState { .. } | Record::State { .. } => {}
-            }
-        }
-    }
-
-    /// Forgets superseded state records, as a log does that uses old segments again.
-    fn release(&mut self, group: GroupId, before: BatchSeq) {
-        self.disk.retain(|(batch, record)| {
-            !matches!(record, Record::State { .. }) || record.group() != group || *batch >= before
-        });
-    }
-
-    fn read(&self, load: Load) -> Result<Vec<Entry>, String> {
-        let range = (load.group, load.first)..=(load.group, load.last);
-        let mut bytes = 0;
-        let mut entries = Vec::new();
-        for (_, entry) in self.entries.range(range) {
-            bytes += entry.size_bytes();
-            entries.push(entry.clone());
-            if bytes >= load.bytes_max {
-                break;
-            }
-        }
-        if entries.is_empty() { Err(format!("no entry at {}", load.first)) } else { Ok(entries) }
     }
 }

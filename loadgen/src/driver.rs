@@ -168,14 +168,14 @@ impl<'a> Driver<'a> {
                 drain_until_ns = now_ns + STOPPED_DRAIN_NS;
                 own.update(&self.meter, now_ns);
             }
+            if now_ns >= self.second_at_ns {
+                self.end_second(start_ns, progress, &source)?;
+            }
             if source.is_finished(now_ns) {
                 drain_until_ns = drain_until_ns.min(now_ns + self.options.timeout_ms * 1_000_000);
                 if self.outstanding() == 0 || now_ns >= drain_until_ns {
                     break;
                 }
-            }
-            if now_ns >= self.second_at_ns {
-                self.end_second(start_ns, progress, &source)?;
             }
             let wake_at_ns = source.next_due_ns();
             self.turn(&mut source, now_ns, wake_at_ns)?;

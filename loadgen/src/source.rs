@@ -88,7 +88,9 @@ impl Source {
         let finished = match self.pace {
             Pace::Sweep { next, end, .. } => next == end || now_ns >= self.end_ns,
             // Everything scheduled before the end is still made.
-            Pace::Open(ref schedule) => self.start_ns + schedule.next_due_ns() >= self.end_ns,
+            Pace::Open(ref schedule) => {
+                now_ns >= self.end_ns && self.start_ns + schedule.next_due_ns() >= self.end_ns
+            }
             Pace::Closed { .. } => now_ns >= self.end_ns,
         };
         finished && self.keyless.is_empty()

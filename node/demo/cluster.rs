@@ -15,7 +15,7 @@ use coracle_engine::Reply;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::files::DemoDir;
-use super::ports::{self, Ports};
+use super::ports::{self, Claim, Ports};
 use crate::client::{Client, Timeouts};
 use crate::fatal::Fatal;
 use crate::preflight;
@@ -61,23 +61,27 @@ impl Node {
 pub(super) struct Cluster {
     nodes: Vec<Node>,
     children: Mutex<Vec<Child>>,
+    /// Given back once the nodes listen.
+    claim: Mutex<Option<Claim>>,
     ready: AtomicBool,
     dir: DemoDir,
 }
 
 impl Cluster {
-    /// Starts all nodes, core `i` of each on CPU `cpus[i]`.
-    pub(super) fn start(dir: DemoDir, cpus: &[u16], log: &str) -> Result<Self, Fatal> {
+    /// Starts all nodes; `cpus` has those of each node's cores.
+    pub(super) fn start(dir: DemoDir, cpus: &[Vec<u16>], log: &str) -> Result<Self, Fatal> {
         let fixed = dir.fixed();
-        let ports = ports::choose(fixed.nodes, fixed.cores)?;
+        let claim = Claim::wait()?;
+        let ports = ports::choose(&claim, fixed.nodes, fixed.cores)?;
         let direct_io = preflight::direct_io(dir.path()).is_ok();
         let mut cluster = Self {
             nodes: Vec::new(),
             children: Mutex::new(Vec::new()),
+            claim: Mutex::new(Some(claim)),
             ready: AtomicBool::new(false),
             dir,
         };
-        for (id, &own) in (1..).zip(&ports) {
+        for ((id, &own), cpus) in (1..).zip(&ports).zip(cpus) {
             let text = config(&cluster.dir, id, &ports, cpus, log, direct_io);
             cluster.spawn(id, own, &text).map_err(|error| {
                 Fatal::failed(format!("cannot start node {id}"), error.to_string(), "")
@@ -115,8 +119,7 @@ impl Cluster {
         for node in &self.nodes {
             let second = Duration::from_secs(1);
             let timeouts = Timeouts { connect: second, reply: second, retry: Duration::ZERO };
-            let mut client =
-                Client::new(vec![node.plain_endpoint()], None).with_timeouts(timeouts);
+            let mut client = Client::new(vec![node.plain_endpoint()], None).with_timeouts(timeouts);
             while !all_groups_led(&mut client) {
                 if let Some((node, status)) = self.first_ended() {
                     return Err(failed(node, &format!("it ended: {status}")));
@@ -131,6 +134,7 @@ impl Cluster {
                 std::thread::sleep(POLL);
             }
         }
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.ready.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -234,9 +238,8 @@ fn config(
 fn all_groups_led(client: &mut Client) -> bool {
     let Ok(Reply::Bulk(info)) = client.call(&[b"CLUSTER", b"INFO"]) else { return false };
     let info = String::from_utf8_lossy(&info);
-    let number = |name: &str| {
-        info.lines().find_map(|line| line.strip_prefix(name)?.parse::<u32>().ok())
-    };
+    let number =
+        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.parse::<u32>().ok());
     let groups = number("coracle_groups:");
     groups.is_some() && groups == number("coracle_groups_with_leader:")
 }

@@ -1,6 +1,10 @@
 //! Free loopback ports for a cluster.
 
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::{Duration, Instant};
 
 use crate::fatal::Fatal;
 
@@ -20,9 +24,43 @@ pub(super) struct Ports {
     pub(super) peer: u16,
 }
 
+/// How long another demo may take to start.
+const CLAIM_MAX: Duration = Duration::from_secs(60);
+/// Pause before the claim is tried again.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
+
+/// The right to choose ports, which one demo at a time has from choosing them until its nodes
+/// listen there. The kernel takes it back from a process that ends.
+#[derive(Debug)]
+pub(super) struct Claim {
+    _name: UnixListener,
+}
+
+impl Claim {
+    /// Waits for the claim. A name in the abstract namespace is shared by exactly the processes
+    /// that share ports.
+    pub(super) fn wait() -> Result<Self, Fatal> {
+        let failed = |error: io::Error| {
+            Fatal::failed("cannot reserve ports for the nodes", error.to_string(), "")
+        };
+        let name = SocketAddr::from_abstract_name("coracle-demo-ports").map_err(failed)?;
+        let deadline = Instant::now() + CLAIM_MAX;
+        loop {
+            match UnixListener::bind_addr(&name) {
+                Ok(name) => return Ok(Self { _name: name }),
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    return Err(failed(error));
+                }
+                Err(error) if Instant::now() >= deadline => return Err(failed(error)),
+                Err(_) => std::thread::sleep(CLAIM_PAUSE),
+            }
+        }
+    }
+}
+
 /// A block of free ports for each of `nodes` nodes with `cores` cores. The search starts at a
-/// place that differs from process to process.
-pub(super) fn choose(nodes: u32, cores: u16) -> Result<Vec<Ports>, Fatal> {
+/// place that differs from process to process. The claim must be held until the ports are in use.
+pub(super) fn choose(_claim: &Claim, nodes: u32, cores: u16) -> Result<Vec<Ports>, Fatal> {
     let width = 1 + 2 * cores;
     let blocks = (END - FIRST) / width;
     let start = std::process::id() % u32::from(blocks);
@@ -58,9 +96,10 @@ mod tests {
     /// Blocks do not overlap and are free; a used port is skipped.
     #[test]
     fn blocks_are_free_and_apart() {
-        let first = choose(3, 2).expect("free ports");
+        let claim = Claim::wait().expect("free soon");
+        let first = choose(&claim, 3, 2).expect("free ports");
         let _held = TcpListener::bind((Ipv4Addr::LOCALHOST, first[0].core)).expect("was free");
-        let second = choose(3, 2).expect("free ports");
+        let second = choose(&claim, 3, 2).expect("free ports");
         assert!(!second.contains(&first[0]), "{second:?}");
         for pair in second.windows(2) {
             assert!(pair[0].plain.abs_diff(pair[1].plain) >= 5, "{pair:?}");

@@ -208,11 +208,10 @@ mod tests {
     #[test]
     fn all_slots_are_covered_whoever_leads() {
         let fixture = Fixture::new("--groups 5 --cores 0,0");
-        let leaders: [&dyn Fn(GroupId) -> Option<NodeId>; 3] = [
-            &|_| None,
-            &|_| Some(NodeId::new(3)),
-            &|group| (group.get() % 2 == 0).then(|| NodeId::new(2)),
-        ];
+        let leaders: [&dyn Fn(GroupId) -> Option<NodeId>; 3] =
+            [&|_| None, &|_| Some(NodeId::new(3)), &|group| {
+                (group.get() % 2 == 0).then(|| NodeId::new(2))
+            }];
         for leader_of in leaders {
             fixture.with_leaders(leader_of, |view| {
                 let runs = runs(view);

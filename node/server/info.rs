@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use coracle_engine::{CoreId, CoreStats, Reply, Via};
 
-
 use super::cluster_view;
 use super::node_commands::{REDIS_VERSION, View};
 use super::session::Session;
@@ -62,14 +61,12 @@ impl ProcessUse {
 }
 
 impl NodeStats {
-    /// Keys in groups led by this node.
-    pub(super) fn keys_led(&self) -> u64 {
-        self.sum(|core| core.keys_led)
-    }
-
-    /// Keys in groups led by one core of this node.
-    pub(super) fn keys_led_by(&self, core: CoreId) -> u64 {
-        self.cores.get(usize::from(core.0)).map_or(0, |core| core.keys_led)
+    /// Keys that a connection is told of: see `DBSIZE`.
+    pub(super) fn keys_for(&self, via: Via, core: CoreId) -> u64 {
+        match via {
+            Via::Core => self.cores.get(usize::from(core.0)).map_or(0, |core| core.keys_led),
+            Via::Plain => self.sum(|core| core.keys),
+        }
     }
 
     fn sum(&self, number: impl Fn(&CoreStats) -> u64) -> u64 {
@@ -87,16 +84,15 @@ impl NodeStats {
             commands: 7 * n,
             ..CoreStats::default()
         };
-        Self {
-            cores: (1..=u64::from(cores)).map(core).collect(),
-            clients: 3,
-            ..Self::default()
-        }
+        Self { cores: (1..=u64::from(cores)).map(core).collect(), clients: 3, ..Self::default() }
     }
 }
 
+/// Writes the lines of a section.
+type Section = fn(&mut Writer<'_>);
+
 /// The sections in their order.
-const SECTIONS: [(&str, fn(&mut Writer<'_>)); 9] = [
+const SECTIONS: [(&str, Section); 9] = [
     ("Server", server),
     ("Clients", clients),
     ("Memory", memory),
@@ -273,11 +269,11 @@ fn cluster(w: &mut Writer<'_>) {
     }
 }
 
-/// Keys of the groups this node leads, as `DBSIZE` on its plain port counts them.
+/// The same keys that `DBSIZE` counts on this connection.
 fn keyspace(w: &mut Writer<'_>) {
-    let keys = w.stats.keys_led();
+    let keys = w.stats.keys_for(w.session.via, w.view.me.core);
     if keys > 0 {
-        let expires = w.stats.sum(|core| core.keys_with_expiry);
+        let expires = w.stats.sum(|core| core.keys_with_expiry).min(keys);
         w.line("db0", format_args!("keys={keys},expires={expires},avg_ttl=0"));
     }
 }
@@ -310,7 +306,7 @@ mod tests {
             "role:master",
             "cluster_enabled:1",
             "tcp_port:7102",
-            "db0:keys=30,expires=3,avg_ttl=0",
+            "db0:keys=10,expires=3,avg_ttl=0",
             "used_memory:3000",
             "total_commands_processed:21",
         ] {

@@ -8,7 +8,7 @@ mod client;
 mod settings;
 
 use coracle_engine::command::{self, CommandId, Spec};
-use coracle_engine::{ClusterMap, CoreAddr, ReadMode, Reply, SLOT_COUNT, SlotId, Via, WallMillis};
+use coracle_engine::{ClusterMap, CoreAddr, ReadMode, Reply, SLOT_COUNT, SlotId, WallMillis};
 use coracle_net::resp::Protocol;
 use coracle_raft::{GroupId, NodeId};
 
@@ -78,12 +78,7 @@ pub(crate) fn execute(
     Outcome::Reply(answer(spec, args, session, view))
 }
 
-fn answer(
-    spec: &'static Spec,
-    args: &[&[u8]],
-    session: &mut Session,
-    view: &View<'_>,
-) -> Reply {
+fn answer(spec: &'static Spec, args: &[&[u8]], session: &mut Session, view: &View<'_>) -> Reply {
     match spec.id {
         CommandId::Ping => match args {
             [_] => Reply::Status("PONG"),
@@ -220,14 +215,10 @@ fn select(index: &[u8]) -> Reply {
 }
 
 /// On a core's port the keys this core leads, so that the sum over all endpoints is exact; on the
-/// plain port those the whole node leads.
+/// plain port those of all groups with a replica on this node, which is everything as long as the
+/// cluster has no more nodes than a group has replicas.
 fn db_size(session: &Session, view: &View<'_>) -> Reply {
-    let stats = (view.stats)();
-    let keys = match session.via {
-        Via::Core => stats.keys_led_by(view.me.core),
-        Via::Plain => stats.keys_led(),
-    };
-    number(keys)
+    number((view.stats)().keys_for(session.via, view.me.core))
 }
 
 fn time(now: WallMillis) -> Reply {
@@ -266,13 +257,21 @@ fn cluster(args: &[&[u8]], view: &View<'_>) -> Reply {
         (b"replicas" | b"slaves", [id]) => {
             known_endpoint(id, view).unwrap_or_else(|| Reply::Array(Vec::new()))
         }
-        (b"count-failure-reports", [id]) => {
-            known_endpoint(id, view).unwrap_or(Reply::Integer(0))
-        }
+        (b"count-failure-reports", [id]) => known_endpoint(id, view).unwrap_or(Reply::Integer(0)),
         (b"help", []) => help(CLUSTER_HELP),
         (
-            b"slots" | b"shards" | b"nodes" | b"info" | b"myid" | b"myshardid" | b"keyslot"
-            | b"countkeysinslot" | b"replicas" | b"slaves" | b"count-failure-reports" | b"help",
+            b"slots"
+            | b"shards"
+            | b"nodes"
+            | b"info"
+            | b"myid"
+            | b"myshardid"
+            | b"keyslot"
+            | b"countkeysinslot"
+            | b"replicas"
+            | b"slaves"
+            | b"count-failure-reports"
+            | b"help",
             _,
         ) => wrong_sub_arity("cluster", &name),
         _ => unknown_sub("CLUSTER", args[0]),

@@ -219,6 +219,26 @@ fn recover(
         coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
             .map_err(storage_error)?;
     log_recovery(me, &report);
+    for group in shared.map().groups_on(me) {
+        if report.is_damaged(group) {
+            recovery.mark_damaged(group, "its part of the log is damaged");
+        }
+    }
+    let damaged = recovery.damaged();
+    for (group, why) in &damaged {
+        tracing::error!(
+            target: "wal", core = me.core.0, %group, why,
+            "this replica takes no part until it is repaired"
+        );
+    }
+    if !damaged.is_empty() && shared.map().nodes().len() == 1 {
+        return Err(Fatal::new(
+            Exit::DataDamaged,
+            "the log is damaged, and no other replica has its content",
+            format!("{} groups are affected; see the log lines for files and offsets", damaged.len()),
+            "restore the data directory from a backup",
+        ));
+    }
     Ok((wal, recovery))
 }
 

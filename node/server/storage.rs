@@ -3,7 +3,7 @@
 //!
 //! Not here: the format and what is durable (`wal`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use coracle_engine::{Input, Load};
 use coracle_raft::{BatchSeq, GroupId, Record};
 use coracle_ring::{AlignedBuf, Event, FileId, Ring};
-use coracle_wal::{Lsn, ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
+use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
 
 use super::background::Background;
 use crate::fatal::{Exit, Fatal};
@@ -53,10 +53,6 @@ struct Checkpoint {
     /// Bytes of checkpoint owed for each byte appended.
     ratio: f64,
     owed_bytes: f64,
-    /// Where batches with state records begin.
-    positions: VecDeque<(BatchSeq, Lsn)>,
-    /// The newest release of each group.
-    released: BTreeMap<GroupId, BatchSeq>,
 }
 
 impl Checkpoint {
@@ -71,21 +67,6 @@ impl Checkpoint {
         self.ratio = data_bytes as f64 / (target / Self::CYCLE_DIVISOR) as f64;
         if !self.due {
             self.owed_bytes = 0.0;
-        }
-    }
-
-    /// Groups no longer need state records of batches before the ones given.
-    fn release(&mut self, wal: &mut Wal<RealDisk>, released: &[(GroupId, BatchSeq)]) {
-        for &(group, batch) in released {
-            let at = self.positions.partition_point(|&(before, _)| before < batch);
-            if let Some(&(_, position)) = self.positions.get(at) {
-                wal.release_state_before(group, position);
-                self.released.insert(group, batch);
-            }
-        }
-        if let Some(&oldest) = self.released.values().min() {
-            let unneeded = self.positions.partition_point(|&(batch, _)| batch < oldest);
-            self.positions.drain(..unneeded);
         }
     }
 }
@@ -115,8 +96,6 @@ impl Storage {
                 due: false,
                 ratio: 0.0,
                 owed_bytes: 0.0,
-                positions: VecDeque::new(),
-                released: BTreeMap::new(),
             },
         })
     }
@@ -135,9 +114,6 @@ impl Storage {
     /// Adds records to the open batch.
     pub(super) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
         self.idle = false;
-        if records.iter().any(|record| matches!(record, Record::State { .. })) {
-            self.checkpoint.positions.push_back((batch, self.wal.position()));
-        }
         let before = self.wal.pending_bytes();
         self.wal.append(batch, records);
         if self.checkpoint.due {
@@ -156,7 +132,9 @@ impl Storage {
 
     /// State records that later ones have superseded.
     pub(super) fn release(&mut self, released: &[(GroupId, BatchSeq)]) {
-        self.checkpoint.release(&mut self.wal, released);
+        for &(group, batch) in released {
+            self.wal.release_state_before_batch(group, batch);
+        }
     }
 
     /// Hands to the disk what may go.

@@ -342,3 +342,165 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+    use crate::{EntryKind, Payload};
+
+    fn at(term: u64, index: u64) -> LogPosition {
+        LogPosition { term: Term::new(term), index: LogIndex::new(index) }
+    }
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let LogPosition { term, index } = at(term, index);
+        let payload = Payload::new(vec![0; 52], 0);
+        Entry { term, index, kind: EntryKind::Command, payload }
+    }
+
+    fn log_of(terms: &[u64], cache_bytes_max: usize) -> Log {
+        let mut log = Log::new(&mut Recovered::default(), cache_bytes_max);
+        for (&term, index) in terms.iter().zip(1..) {
+            log.append(entry(term, index));
+        }
+        log
+    }
+
+    fn hand_out(log: &mut Log, batch: u64) -> Vec<u64> {
+        let mut entries = Vec::new();
+        log.hand_out(BatchSeq::new(batch), &mut entries);
+        entries.iter().map(|entry| entry.index.get()).collect()
+    }
+
+    /// Backing off skips whole terms (Raft paper §5.3, end).
+    #[test]
+    fn back_off_finds_the_last_entry_of_at_most_a_term() {
+        let mut log = log_of(&[1, 1, 4, 4, 5, 5, 6, 6, 6], 1 << 20);
+        let cases = [
+            ((6, 9), (6, 9)),
+            ((6, 99), (6, 9)),
+            ((5, 9), (5, 6)),
+            ((4, 9), (4, 4)),
+            ((3, 9), (1, 2)),
+            ((4, 1), (1, 1)),
+            ((0, 9), (0, 0)),
+        ];
+        for (asked, want) in cases {
+            assert_eq!(log.last_at_most(at(asked.0, asked.1)), at(want.0, want.1), "{asked:?}");
+        }
+        log.commit_to(LogIndex::new(4));
+        log.deliver(usize::MAX).expect("in memory");
+        log.applied_to(LogIndex::new(4));
+        log.compact(LogIndex::new(3));
+        assert_eq!(log.last_at_most(at(4, 9)), at(4, 4));
+        assert_eq!(log.last_at_most(at(1, 9)), at(4, 3), "the base, when older is forgotten");
+    }
+
+    /// Only what is applied and on disk may leave memory.
+    #[test]
+    fn eviction_spares_what_is_unwritten_or_unapplied() {
+        let mut log = log_of(&[1, 1, 1, 1], 0);
+        assert_eq!(hand_out(&mut log, 1), [1, 2, 3, 4]);
+        log.commit_to(LogIndex::new(3));
+        assert_eq!(log.deliver(250).expect("in memory").len(), 2, "as many as fit");
+        log.applied_to(LogIndex::new(2));
+        assert_eq!(log.cache_first(), LogIndex::new(1), "nothing is on disk");
+        log.persisted(BatchSeq::new(1));
+        log.evict();
+        assert_eq!(log.cache_first(), LogIndex::new(3), "3 is not applied");
+        assert_eq!(log.entries(LogIndex::new(2), LogIndex::new(4), 999, 9), None);
+        let rest = log.entries(LogIndex::new(3), LogIndex::new(4), 1, 9).expect("in memory");
+        assert_eq!(rest.len(), 1, "at least one, however large");
+        log.check();
+    }
+
+    /// What a snapshot of the state machine covers is not written any more, and needs not be.
+    #[test]
+    fn compaction_may_overtake_the_disk() {
+        let mut log = log_of(&[1, 1, 1], 1 << 20);
+        log.commit_to(LogIndex::new(2));
+        log.deliver(usize::MAX).expect("in memory");
+        log.applied_to(LogIndex::new(2));
+        log.compact(LogIndex::new(2));
+        log.check();
+        assert_eq!(log.durable(), LogIndex::new(2));
+        assert_eq!(hand_out(&mut log, 1), [3]);
+    }
+
+    /// A batch counts only for what is still part of the log when it completes.
+    #[test]
+    fn truncation_takes_its_part_out_of_writes_under_way() {
+        let mut log = log_of(&[1, 1, 1], 1 << 20);
+        hand_out(&mut log, 1);
+        log.truncate(LogIndex::new(2));
+        log.append(entry(2, 2));
+        assert_eq!(hand_out(&mut log, 2), [2]);
+        log.persisted(BatchSeq::new(1));
+        assert_eq!(log.durable(), LogIndex::new(1));
+        log.persisted(BatchSeq::new(2));
+        assert_eq!(log.durable(), LogIndex::new(2));
+        log.check();
+    }
+
+    /// The runs tell every term, through appends, truncations, compactions and snapshots.
+    #[test]
+    fn terms_equal_those_of_a_plain_list() {
+        for seed in 0..300 {
+            let mut rng = Rng::new(seed);
+            let mut log = log_of(&[], 200);
+            // Term by index; 0 at what is forgotten. `plain[0]` is before the log.
+            let (mut plain, mut batch) = (vec![0_u64], 0);
+            for _ in 0..200 {
+                let last = plain.len() as u64 - 1;
+                let commit = log.commit().get();
+                match rng.below(8) {
+                    0..3 => {
+                        let term = plain[last as usize].max(1) + u64::from(rng.below(4) / 3);
+                        log.append(entry(term, last + 1));
+                        plain.push(term);
+                    }
+                    3 if last > commit => {
+                        let from = commit + 1 + u64::from(rng.below((last - commit) as u32));
+                        log.truncate(LogIndex::new(from));
+                        plain.truncate(from as usize);
+                    }
+                    4 => {
+                        let to = commit + u64::from(rng.below((last - commit) as u32 + 1));
+                        log.commit_to(LogIndex::new(to));
+                        if log.deliver(usize::MAX).is_some() {
+                            log.applied_to(log.delivered());
+                        }
+                    }
+                    5 => {
+                        batch += 1;
+                        hand_out(&mut log, batch);
+                        log.persisted(BatchSeq::new(batch - u64::from(rng.below(2))));
+                    }
+                    6 => log.compact(LogIndex::new(
+                        log.applied().get().saturating_sub(u64::from(rng.below(3))),
+                    )),
+                    7 if rng.below(5) == 0 => {
+                        let index = commit + 1 + u64::from(rng.below(4));
+                        let term = plain[last.min(index) as usize] + u64::from(rng.below(2));
+                        let base = at(term.max(1), index);
+                        let kept = log.restore(base);
+                        assert_eq!(kept, plain.get(index as usize) == Some(&base.term.get()));
+                        if !kept {
+                            plain.resize(index as usize + 1, 0);
+                            plain.truncate(index as usize + 1);
+                            plain[index as usize] = base.term.get();
+                        }
+                    }
+                    _ => {}
+                }
+                log.check();
+                for index in log.base().index.get()..plain.len() as u64 {
+                    let want = Some(Term::new(plain[index as usize]));
+                    assert_eq!(log.term_of(LogIndex::new(index)), want, "seed {seed}: {index}");
+                }
+                assert_eq!(log.last().get() + 1, plain.len() as u64, "seed {seed}");
+            }
+        }
+    }
+}

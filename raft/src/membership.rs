@@ -179,7 +179,8 @@ impl Membership {
         let future = self.learners.iter().chain(&self.learners_next);
         match future.copied().find(|node| {
             self.voters.contains(node)
-                || (self.learners.contains(node) && self.learners_next.contains(node))
+                || (self.learners.contains(node)
+                    && (self.learners_next.contains(node) || self.outgoing.contains(node)))
         }) {
             Some(node) => Err(InvalidMembership::Duplicate(node)),
             None => Ok(()),

@@ -213,7 +213,9 @@ impl Run {
         let able = |cluster: &Cluster| {
             let leader = cluster.leader()?;
             let raft = cluster.raft(leader);
-            (raft.can_read() && !raft.membership().is_joint()).then_some(leader)
+            // A removed leader goes on only until its removal is committed.
+            let stays = raft.membership().voters.contains(&node(leader));
+            (raft.can_read() && !raft.membership().is_joint() && stays).then_some(leader)
         };
         cluster.run_until(20 * TIMEOUT, |cluster| able(cluster).is_some());
         cluster.run(3 * TIMEOUT);

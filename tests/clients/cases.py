@@ -5,6 +5,7 @@ A script registers functions with @case("name") and ends with run("client").
 
 import os
 import sys
+import time
 import traceback
 
 PLAIN_PORTS = [int(port) for port in os.environ["CORACLE_PLAIN_PORTS"].split()]
@@ -27,8 +28,19 @@ def case(name):
 
 def equal(got, want, what="value"):
     """Like assert, but with both sides in the message, and never optimized away."""
-    if got != want:
-        raise AssertionError(f"{what}: got {got!r}, wanted {want!r}")
+    if got == want:
+        return
+    if isinstance(got, list) and isinstance(want, list) and len(got) == len(want):
+        at = next(i for i, (a, b) in enumerate(zip(got, want)) if a != b)
+        raise AssertionError(f"{what}: item {at}: got {got[at]!r:.200}, wanted {want[at]!r:.200}")
+    raise AssertionError(f"{what}: got {got!r:.200}, wanted {want!r:.200}")
+
+
+def eventually(measure, want, what="value", limit_s=10):
+    """Measures until it is what is wanted: for numbers that are documented to lag a little."""
+    deadline = time.monotonic() + limit_s
+    while (got := measure()) != want:
+        true(time.monotonic() < deadline, f"{what}: {got!r} after {limit_s} s, wanted {want!r}")
 
 
 def true(condition, what):
@@ -58,6 +70,6 @@ def run(client):
         except Exception as error:  # Whatever a client throws is a failed case, not the end.
             failed = True
             text = " ".join(f"{type(error).__name__} {error}".split())
-            print(f"FAIL {client} {name}: {text}", flush=True)
-            traceback.print_exc(file=sys.stderr)
+            place = traceback.extract_tb(error.__traceback__)[1]
+            print(f"FAIL {client} {name}: line {place.lineno}: {text:.600}", flush=True)
     sys.exit(failed)

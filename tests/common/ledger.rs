@@ -43,7 +43,9 @@ impl Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = keys.iter().enumerate().map(|(first, key)| {
             let (key, ports, stop) = (key.clone(), ports.clone(), Arc::clone(&stop));
-            std::thread::spawn(move || BTreeMap::from([(key.clone(), write(&key, &ports, first, &stop))]))
+            std::thread::spawn(move || {
+                BTreeMap::from([(key.clone(), write(&key, &ports, first, &stop))])
+            })
         });
         Self { threads: threads.collect(), stop }
     }

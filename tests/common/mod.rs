@@ -6,6 +6,7 @@
 //! their directory stays.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
+#![allow(clippy::print_stderr, reason = "logs are shown when a test fails")]
 
 pub mod client;
 pub mod ledger;
@@ -301,8 +302,11 @@ fn reserve(options: &Options) -> (Vec<TcpListener>, Vec<Ports>) {
     // Outside the range of ports that Linux gives to outgoing connections.
     const FIRST: u16 = 10_000;
     const END: u16 = 18_000;
+    // The same for all clusters, so that blocks never overlap.
+    const WIDTH: u16 = 16;
     let width = 2 + 2 * options.cores;
-    let blocks = (END - FIRST) / width;
+    assert!(width <= WIDTH, "{} cores need wider blocks", options.cores);
+    let blocks = (END - FIRST) / WIDTH;
     let start = std::process::id() % u32::from(blocks);
     let (mut reserved, mut ports) = (Vec::new(), Vec::new());
     for step in 0..u32::from(blocks) {
@@ -310,7 +314,7 @@ fn reserve(options: &Options) -> (Vec<TcpListener>, Vec<Ports>) {
             return (reserved, ports);
         }
         let block = u16::try_from((start + step) % u32::from(blocks)).expect("below END");
-        let first = FIRST + block * width;
+        let first = FIRST + block * WIDTH;
         let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let Ok(holder) = bind(first) else { continue };
         if (first + 1..first + width).all(|port| bind(port).is_ok()) {
@@ -328,11 +332,7 @@ pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// Waits until `condition` holds; panics after `limit`. How long it took.
-pub fn wait_within(
-    limit: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> bool,
-) -> Duration {
+pub fn wait_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < limit, "after {limit:?} still waiting until {what}");

@@ -257,7 +257,10 @@ fn every_truncation_is_told_from_an_unfinished_write() {
     for len in (0..4096 * 6 + 512).step_by(64).chain(4096 * 4 - 9..4096 * 4 + 90) {
         let disk = rig.disk.fork();
         disk.set_contents(name, bytes[..len].to_vec());
-        let again = Rig::open(disk, options()).expect("a short file never stops recovery");
+        let mut again = Rig::open(disk, options()).expect("a short file never stops recovery");
+        again.commit(&[vote(1, 50, 1)]);
+        let third = Rig::reopen(&again.disk).models().group(1).hard_state;
+        assert_eq!(third, Models::of(&[vote(1, 50, 1)]).group(1).hard_state, "{len}: goes on");
         if len < 128 {
             assert!(!again.report.unattributed.is_empty(), "{len}: the segment header is gone");
             continue;
@@ -388,6 +391,41 @@ fn stale_bytes_of_a_recycled_segment_never_count() {
             assert_eq!(found, want, "sector {missing}, alone: {keep_only}");
         }
     }
+}
+
+/// A segment that was cut off with whole batches in it is used again under the same number: the
+/// old batches stand at the right positions of the log, only the salt tells them apart.
+#[test]
+fn whole_batches_that_were_cut_off_do_not_return_in_the_same_place() {
+    let three = || coracle_wal::Options { inflight_max: 3, ..options() };
+    let mut rig = Rig::open(MemDisk::new(), three()).expect("opens");
+    let mut all = Vec::new();
+    for at in 1..=14 {
+        all.push(entry(1, 1, at, 100));
+        rig.commit(&[entry(1, 1, at, 100)]);
+    }
+    // The last block of this segment, then two batches in the next one.
+    let mut ops = Vec::new();
+    for at in 15..=17 {
+        rig.append(&[entry(1, 1, at, 100)]);
+        ops.push(rig.wal.next_write().expect("three in flight"));
+    }
+    assert_eq!(ops[0].offset + 4096, 64 << 10);
+    assert_eq!((ops[1].offset, ops[2].offset), (4096, 8192));
+    rig.write(&ops[1]);
+    rig.write(&ops[2]);
+    lose_everything(&rig.disk);
+    let mut again = Rig::open(rig.disk.fork(), three()).expect("opens");
+    assert_eq!(again.recovered, all);
+    assert_eq!(again.report.torn.as_ref().map(|torn| torn.batches_dropped), Some(2));
+    all.push(vote(1, 5, 1));
+    again.commit(&[vote(1, 5, 1)]);
+    let stale = again.disk.contents("0000000002.seg").expect("used again");
+    assert_eq!(stale[8192..8192 + 4], ops[2].buffer[..4], "the old batch is still there");
+    let third = Rig::open(again.disk.fork(), three()).expect("opens");
+    assert_eq!(third.recovered, all);
+    assert!(third.report.is_clean(), "{:?}", third.report);
+    assert_eq!(third.report.end.get(), (64 << 10) + 8192);
 }
 
 /// Two writes in flight, the second completes first, then power fails.

@@ -63,7 +63,7 @@ pub fn decode_spec(spec: &Spec, args: &[&[u8]], at: WallMillis) -> Result<Comman
             Ok(header(Op::IncrBy).encode(&[key, &delta.to_le_bytes()]))
         }
         CommandId::MGet => plain(Op::MGet),
-        CommandId::MSet if args.len() % 2 == 0 => Err(wrong_arity(spec)),
+        CommandId::MSet if args.len().is_multiple_of(2) => Err(wrong_arity(spec)),
         CommandId::MSet => plain(Op::MSet),
         CommandId::GetRange | CommandId::SubStr => {
             let (start, end) = (integer(args[2])?, integer(args[3])?);

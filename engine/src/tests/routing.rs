@@ -195,3 +195,28 @@ fn dishonest_forwards_are_refused() {
     assert_eq!(cluster.core(leader).stats().proposals, before);
     assert_eq!(cluster.call(from, "GET k"), Reply::Null);
 }
+
+/// The answer to a forward from before a link broke is not sent over the next link: its number
+/// may mean something else there.
+#[test]
+fn answers_do_not_cross_links() {
+    for lost in [false, true] {
+        let mut cluster = cluster(ClusterOptions { groups: 1, ..ClusterOptions::default() });
+        let leader = cluster.leader(0).unwrap();
+        let from = addr(leader.node.get() % 3 + 1, 0);
+        let at = cluster.wall();
+        let command = crate::command::decode(&[b"INCR", b"n"], at).unwrap();
+        let forward = crate::Forward { id: 7, after_writes: false, at, command };
+        let message = PeerMessage::Forward(forward);
+        let before = cluster.core(from).stats().ignored_messages;
+        cluster.core_mut(leader).handle(Input::Peer { from, message });
+        if lost {
+            cluster.core_mut(leader).handle(Input::PeerLost(from));
+        }
+        cluster.run(100);
+        assert_eq!(show(&cluster.call(from, "GET n")), "$1", "it was executed");
+        // The asker knows no number 7 and counts what comes.
+        let came = cluster.core(from).stats().ignored_messages - before;
+        assert_eq!(came, u64::from(!lost));
+    }
+}

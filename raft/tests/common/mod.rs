@@ -9,8 +9,8 @@ pub mod truth;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_raft::{
-    BatchSeq, Body, Config, Drain, Entry, LogIndex, LogPosition, Membership, MembershipChange,
-    Message, NodeId, Payload, Raft, ReadState, Ready, Role,
+    BatchSeq, Body, Config, Drain, Entry, EntryKind, LogIndex, LogPosition, Membership,
+    MembershipChange, Message, NodeId, Payload, Raft, ReadState, Ready, Role, Term,
 };
 
 use disk::{Disk, Write};
@@ -43,6 +43,21 @@ pub fn change(voters: &[u32], learners: &[u32]) -> MembershipChange {
 /// The tests look at content, not at checksums.
 pub fn payload(text: &str) -> Payload {
     Payload::new(text.as_bytes().to_vec(), 0)
+}
+
+/// A position, by its numbers.
+pub fn position(term: u64, index: u64) -> LogPosition {
+    LogPosition { term: Term::new(term), index: LogIndex::new(index) }
+}
+
+pub fn entry(term: u64, index: u64, text: &str) -> Entry {
+    let LogPosition { term, index } = position(term, index);
+    Entry { term, index, kind: EntryKind::Command, payload: payload(text) }
+}
+
+pub fn append(prev: (u64, u64), entries: Vec<Entry>, commit: u64) -> Body {
+    let (prev, commit) = (position(prev.0, prev.1), LogIndex::new(commit));
+    Body::Append { prev, entries, commit, round: 1 }
 }
 
 pub fn config(id: u32, seed: u64) -> Config {
@@ -352,6 +367,38 @@ impl Cluster {
         {
             self.with_raft(to, |raft| raft.step(message));
         }
+    }
+
+    /// Gives a replica a message that nobody has sent.
+    pub fn step(&mut self, from: u32, to: u32, term: u64, body: Body) {
+        let message = Message { from: node(from), to: node(to), term: Term::new(term), body };
+        self.with_raft(to, |raft| raft.step(message));
+    }
+
+    /// Takes all messages of one kind and way from the network.
+    pub fn take_messages(&mut self, from: u32, to: u32, wanted: &str) -> Vec<Message> {
+        let wanted =
+            |m: &mut Message| m.from == node(from) && m.to == node(to) && kind(&m.body) == wanted;
+        self.network.extract_if(.., wanted).collect()
+    }
+
+    /// How many messages of one kind are on one way.
+    pub fn count(&self, from: u32, to: u32, wanted: &str) -> usize {
+        let ways = self.network.iter().filter(|m| m.from == node(from) && m.to == node(to));
+        ways.filter(|m| kind(&m.body) == wanted).count()
+    }
+
+    /// Has a replica do all it can do, but keeps what it sends on the network.
+    pub fn settle_alone(&mut self, id: u32) {
+        while self.settle_one(id) {}
+    }
+
+    /// Terms of a replica's log after its base.
+    pub fn terms(&self, id: u32) -> Vec<u64> {
+        let raft = self.raft(id);
+        let indexes = raft.base().index.get() + 1..=raft.last_index().get();
+        let term = |index| raft.term_of(LogIndex::new(index)).expect("in the log").get();
+        indexes.map(term).collect()
     }
 
     /// Cuts both directions between two sides.
