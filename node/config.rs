@@ -78,7 +78,7 @@ pub(crate) struct WalConfig {
     pub(crate) segment_bytes: u64,
     /// Whether the page cache is bypassed (`O_DIRECT`). Default: true.
     pub(crate) direct_io: bool,
-    /// Size near which the log of each core is kept by checkpoints, or six times the data if that
+    /// Size near which the log of each core is kept by checkpoints, or eight times the data if that
     /// is more. Default: 1 GiB. At least four segments.
     pub(crate) bytes_max: u64,
 }

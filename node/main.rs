@@ -113,10 +113,8 @@ fn stop_with_parent() {
     let watch = || {
         // Nobody writes there; an error ends it just as the end does.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::TERM,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
     };
     // Without the thread the node only outlives its parent.
     let _ = std::thread::Builder::new().name("parent".to_owned()).spawn(watch);

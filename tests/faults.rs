@@ -12,7 +12,7 @@ use coracle_engine::Reply;
 /// Writers per test: enough to keep every group busy.
 const KEYS: usize = 8;
 /// A leader is missed after one to two seconds, then a vote decides.
-const FAILOVER_MAX: Duration = Duration::from_millis(2500);
+const FAILOVER_MAX: Duration = Duration::from_millis(2000);
 
 /// `kill -9` of a leader under load: its groups take writes again soon, and nothing that was
 /// acknowledged is lost, neither before nor after the node is back.

@@ -2,8 +2,8 @@
 //!
 //! `wal_cpu` completes every write at once without writing: what the log itself costs.
 //! `wal_disk` writes through a ring by direct I/O with a sync per batch, two batches in flight, as
-//! a node does; segments are prepared on another thread. It uses the directory of `CORACLE_BENCH_DIR`, or
-//! the target directory.
+//! a node does; segments are prepared on another thread. It uses the target directory, or the one
+//! that `CORACLE_BENCH_DIR` names.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -127,10 +127,7 @@ async fn serve<R: Send + 'static>(
     }
 }
 
-async fn next_job<R>(
-    jobs: &Receiver<Job<R>>,
-    parked: &Mutex<Option<TaskWaker>>,
-) -> Option<Job<R>> {
+async fn next_job<R>(jobs: &Receiver<Job<R>>, parked: &Mutex<Option<TaskWaker>>) -> Option<Job<R>> {
     poll_fn(|context| {
         *parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
         match jobs.try_recv() {

@@ -52,7 +52,13 @@ pub(super) struct Context<'a> {
 impl Clients {
     /// No connections.
     pub(super) fn new() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), touched: Vec::new(), ranges: Vec::new(), open: 0 }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            touched: Vec::new(),
+            ranges: Vec::new(),
+            open: 0,
+        }
     }
 
     /// How many connections are open.
@@ -186,11 +192,10 @@ impl Clients {
     }
 
     fn touch(&mut self, index: usize) {
-        if let Some(connection) = self.slots[index].connection.as_mut() {
-            if !connection.touched {
-                connection.touched = true;
-                self.touched.push(index);
-            }
+        if let Some(connection) = self.slots[index].connection.as_mut()
+            && !std::mem::replace(&mut connection.touched, true)
+        {
+            self.touched.push(index);
         }
     }
 }

@@ -124,11 +124,7 @@ impl Connection {
     pub(super) fn expect(&mut self, is_write: bool) -> Token {
         let token = self.token(self.next_sequence());
         self.writes_pending += usize::from(is_write);
-        self.pending.push_back(Pending {
-            reply: None,
-            protocol: self.session.protocol,
-            is_write,
-        });
+        self.pending.push_back(Pending { reply: None, protocol: self.session.protocol, is_write });
         token
     }
 

@@ -17,8 +17,8 @@ use super::mailbox::Mailbox;
 use super::peers::{InLink, LinkAction, OutLinks, check_hello};
 use super::session::Session;
 use super::shared::Shared;
-use super::wall;
 use super::storage::Storage;
+use super::wall;
 use crate::fatal::{Exit, Fatal};
 
 /// Messages taken from other cores of the node in one turn.
@@ -133,10 +133,10 @@ impl HotLoop {
         }
         let now = Instant::now();
         let mut deadline = next_tick;
-        if self.core.has_pending(Drain::All) {
-            if let Some(seal) = self.storage.may_seal_at() {
-                deadline = deadline.min(seal);
-            }
+        if self.core.has_pending(Drain::All)
+            && let Some(seal) = self.storage.may_seal_at()
+        {
+            deadline = deadline.min(seal);
         }
         deadline.saturating_duration_since(now)
     }
@@ -279,7 +279,8 @@ impl HotLoop {
             return;
         }
         let index = self.clients.reserve();
-        let session = Session::new(self.shared.next_client_id(), via, &fd, now, self.shared.config());
+        let session =
+            Session::new(self.shared.next_client_id(), via, &fd, now, self.shared.config());
         let socket = self.ring.add_socket(key(Kind::Client, index), fd);
         self.clients.insert(index, socket, session);
         self.ring.receive(socket);

@@ -19,7 +19,6 @@ mod shared;
 mod start;
 mod storage;
 
-
 pub(crate) use start::run;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -55,7 +55,6 @@ pub(super) struct OutLinks {
     incarnation: u64,
     links: Vec<OutLink>,
     by_address: BTreeMap<CoreAddr, usize>,
-    dropped: u64,
 }
 
 impl OutLinks {
@@ -88,26 +87,19 @@ impl OutLinks {
                 frame: FrameBuf::default(),
             });
         }
-        Ok(Self { me, cluster_id, incarnation, links, by_address, dropped: 0 })
+        Ok(Self { me, cluster_id, incarnation, links, by_address })
     }
 
     /// Takes a message for a core of another node; it leaves with the next [`Self::flush`].
     pub(super) fn push(&mut self, to: CoreAddr, message: PeerMessage) {
         let Some(&index) = self.by_address.get(&to) else {
-            self.dropped += 1;
             return;
         };
         let link = &mut self.links[index];
         if link.queued_bytes > QUEUED_BYTES_MAX && matches!(message, PeerMessage::Raft { .. }) {
-            self.dropped += 1;
             return;
         }
         link.messages.push(message);
-    }
-
-    /// Messages that were dropped because a link's queue was full or its target unknown.
-    pub(super) const fn dropped(&self) -> u64 {
-        self.dropped
     }
 
     /// Encodes what was pushed and says what to do about link `index`, if anything.
@@ -123,7 +115,6 @@ impl OutLinks {
                     if let Err(error) = frame::encode(&link.messages, &mut link.frame) {
                         // The others went; this one's sender or its timeout tries again.
                         tracing::error!(target: "net", to = %link.to, %error, "message dropped");
-                        self.dropped += 1;
                     }
                     link.messages.clear();
                     link.queued_bytes += link.frame.total_len();

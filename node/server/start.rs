@@ -58,27 +58,20 @@ pub(crate) fn run(
     watch_signals(ending.clone())?;
     let shared = Arc::new(Shared::new(config, data_dir.cluster_id(), log_drops));
     let threads = start_cores(&shared, data_dir, &ending)?;
-    let mut result = Ok(());
-    for end in &endings {
-        match end {
-            Ending::Signal(signal) => {
-                tracing::info!(target: "node", signal, "stopping");
-                break;
+    match endings.recv() {
+        Ok(Ending::Signal(signal)) => tracing::info!(target: "node", signal, "stopping"),
+        Ok(Ending::Core(core, result)) => {
+            if let Err(fatal) = &result {
+                tracing::error!(target: "node", core = core.0, "core ended: {fatal}");
             }
-            Ending::Core(core, ended) => {
-                if let Err(fatal) = &ended {
-                    tracing::error!(target: "node", core = core.0, "core ended: {fatal}");
-                }
-                result = ended;
-                break;
-            }
+            shared.stop();
+            // The other cores may wait for a disk that does not answer: do not wait for them.
+            return result;
         }
+        // Not while the watcher of signals lives.
+        Err(_) => {}
     }
     shared.stop();
-    if result.is_err() {
-        // The other cores may be waiting for a disk that does not answer: do not wait for them.
-        return result;
-    }
     for thread in threads {
         if thread.join().is_err() {
             return Err(Fatal::new(Exit::Bug, "a core ended without a result", "", ""));
@@ -215,9 +208,8 @@ fn recover(
         ..coracle_wal::Options::default()
     };
     let mut recovery = Recovery::new(shared.map().clone(), me);
-    let (wal, report) =
-        coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
-            .map_err(storage_error)?;
+    let (wal, report) = coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
+        .map_err(storage_error)?;
     log_recovery(me, &report);
     for group in shared.map().groups_on(me) {
         if report.is_damaged(group) {
@@ -235,7 +227,10 @@ fn recover(
         return Err(Fatal::new(
             Exit::DataDamaged,
             "the log is damaged, and no other replica has its content",
-            format!("{} groups are affected; see the log lines for files and offsets", damaged.len()),
+            format!(
+                "{} groups are affected; see the log lines for files and offsets",
+                damaged.len()
+            ),
             "restore the data directory from a backup",
         ));
     }

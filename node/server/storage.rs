@@ -46,7 +46,7 @@ pub(super) struct Storage {
 
 /// How fast checkpoints are written, and which part of the log they make superfluous.
 struct Checkpoint {
-    /// The log is kept near this size, or near six times the data if that is more.
+    /// The log is kept near this size, or near eight times the data if that is more.
     log_bytes_target: u64,
     /// The log is large enough for checkpoints to be worth their writes.
     due: bool,
@@ -57,12 +57,12 @@ struct Checkpoint {
 
 impl Checkpoint {
     /// A cycle over all data takes as long as this part of the log takes to be appended.
-    const CYCLE_DIVISOR: u64 = 3;
+    const CYCLE_DIVISOR: u64 = 2;
     /// Less than this is not worth a step.
     const STEP_BYTES_MIN: f64 = 65_536.0;
 
     fn update(&mut self, log_bytes: u64, data_bytes: u64) {
-        let target = self.log_bytes_target.max(6 * data_bytes);
+        let target = self.log_bytes_target.max(8 * data_bytes);
         self.due = log_bytes > target / 2;
         self.ratio = data_bytes as f64 / (target / Self::CYCLE_DIVISOR) as f64;
         if !self.due {
@@ -91,12 +91,7 @@ impl Storage {
             next_load: 0,
             sealed_at: Instant::now(),
             idle: true,
-            checkpoint: Checkpoint {
-                log_bytes_target,
-                due: false,
-                ratio: 0.0,
-                owed_bytes: 0.0,
-            },
+            checkpoint: Checkpoint { log_bytes_target, due: false, ratio: 0.0, owed_bytes: 0.0 },
         })
     }
 
@@ -215,9 +210,8 @@ impl Storage {
     /// Starts to read entries back; gives the answer at once if that is impossible.
     pub(super) fn load(&mut self, load: Load, ring: &mut Ring) -> Option<Input> {
         let Load { group, first, last, bytes_max } = load;
-        let failed = |error: String| {
-            Some(Input::EntriesLoaded { group, first, entries: Err(error) })
-        };
+        let failed =
+            |error: String| Some(Input::EntriesLoaded { group, first, entries: Err(error) });
         let mut reads = match self.wal.locate(group, first, last, bytes_max) {
             Ok(reads) => reads,
             Err(error) => return failed(error.to_string()),

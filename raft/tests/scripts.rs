@@ -124,7 +124,7 @@ impl Script {
             }
             "drain" if words.get(2) == Some(&"urgent") => self.drain(number(1), Drain::Urgent),
             "drain" => self.drain(number(1), Drain::All),
-            "persist" => drop(self.cluster.persist(number(1)).then_some(()).expect("a write")),
+            "persist" => assert!(self.cluster.persist(number(1)), "nothing is being written"),
             "apply" => self.apply(number(1)),
             "compact" => self.cluster.compact(number(1)),
             "deliver" => {
