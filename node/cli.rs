@@ -343,7 +343,7 @@ mod tests {
         Reply::Bulk(text.as_bytes().to_vec())
     }
 
-    /// What people see: values, `ok`, an empty line for nothing (FEATURES.md, R24).
+    /// What people see: values, `ok`, an empty line for nothing.
     #[test]
     fn replies_become_lines() {
         let cases: &[(&str, Reply, &str)] = &[

@@ -1,5 +1,5 @@
 //! What clients, strangers and operators get wrong: a clear error each, nothing lost, other
-//! clients unaffected, the process alive (FAULTS.md, rows 36 to 38).
+//! clients unaffected, the process alive.
 
 mod common;
 

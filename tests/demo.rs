@@ -65,7 +65,7 @@ fn a_demo_load_reports_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 0, "data is left");
 }
 
-/// The prompt over a pipe (FEATURES.md, R24), and data that is kept under a name.
+/// The prompt over a pipe, and data that is kept under a name.
 #[test]
 fn the_prompt_works_over_a_pipe_and_data_can_be_kept() {
     let dir = scratch();

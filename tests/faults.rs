@@ -1,4 +1,4 @@
-//! Processes that die or stop at the worst moment (FAULTS.md, rows 1, 2 and 20).
+//! Processes that die or stop at the worst moment.
 
 mod common;
 
@@ -11,7 +11,7 @@ use coracle_engine::Reply;
 
 /// Writers per test: enough to keep every group busy.
 const KEYS: usize = 8;
-/// A leader is missed after one to two seconds, then a vote decides.
+/// A leader is missed after half a second to a second, then a vote decides.
 const FAILOVER_MAX: Duration = Duration::from_millis(2000);
 
 /// `kill -9` of a leader under load: its groups take writes again soon, and nothing that was
@@ -87,8 +87,8 @@ fn all_nodes_killed_at_once_lose_nothing() {
     }
 }
 
-/// A leader that sleeps through its deposition must not answer from what it knew before
-/// (FAULTS.md, RB4 and RB6): a read that waits in its socket when it wakes is the hardest case.
+/// A leader that sleeps through its deposition must not answer from what it knew before:
+/// a read that waits in its socket when it wakes is the hardest case.
 #[test]
 fn a_leader_that_was_stopped_never_reads_stale_values() {
     let _alone = alone();

@@ -324,7 +324,8 @@ mod tests {
         /// One changed byte anywhere never panics, and never gives another shard's content.
         #[test]
         fn damaged_pieces_are_refused(piece in 0usize..100, byte: usize, with: u8) {
-            let items: Vec<_> = (0..20u8).map(|i| (vec![i], vec![i; 9], u64::from(i % 3))).collect();
+            let item = |i: u8| (vec![i], vec![i; 9], u64::from(i % 3));
+            let items: Vec<_> = (0..20).map(item).collect();
             let shard = shard_of(&items);
             let mut pieces: Vec<Vec<u8>> =
                 freeze(&shard, 100).iter().map(|p| p.bytes().to_vec()).collect();

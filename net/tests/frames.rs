@@ -312,7 +312,7 @@ fn strangers_are_told_apart() {
     assert!(matches!(with(28, &[0, 0]), FrameError::BadChecksum { what: "frame header", .. }));
 }
 
-/// FAULTS: the frame limit at n - 1, n and n + 1, declared but not sent.
+/// The frame limit at n - 1, n and n + 1, declared but not sent.
 #[test]
 fn declared_lengths_have_limits() {
     const FIXED: u64 = 32;

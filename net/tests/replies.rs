@@ -240,7 +240,7 @@ fn invalid_replies_are_refused() {
     assert_eq!(parse_reply(&endless), Err(want));
 }
 
-/// FAULTS: RESP depth 8.
+/// RESP depth 8.
 #[test]
 fn nesting_is_bounded() {
     let nested = |depth| [b"*1\r\n".repeat(depth), b":1\r\n".to_vec()].concat();

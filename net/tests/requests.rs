@@ -185,7 +185,7 @@ fn inline_of(len: usize) -> Vec<u8> {
     line
 }
 
-/// FAULTS: every limit holds at n - 1 and n and refuses at n + 1.
+/// Every limit holds at n - 1 and n and refuses at n + 1.
 #[test]
 fn limits_are_exact() {
     let before_auth = Limits { before_auth: true, ..SMALL };

@@ -39,7 +39,7 @@ fn an_open_directory_is_made_private() {
     assert_eq!(mode(&dir), 0o700);
 }
 
-/// Data of another owner or layout is never touched (FAULTS.md, row 36).
+/// Data of another owner or layout is never touched.
 #[test]
 fn another_identity_is_refused() {
     let tmp = tempfile::tempdir().expect("temp dir");

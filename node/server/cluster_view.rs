@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// Every slot has an owner with and without known leaders (CLIENTS.md, section 2.2).
+    /// Every slot has an owner with and without known leaders.
     #[test]
     fn all_slots_are_covered_whoever_leads() {
         let fixture = Fixture::new("--groups 5 --cores 0,0");

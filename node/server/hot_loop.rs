@@ -21,6 +21,9 @@ use super::storage::Storage;
 use super::wall;
 use crate::fatal::{Exit, Fatal};
 
+/// Completions taken before the engine's effects are handed out: the disk and the peers work on
+/// the first part of a large turn while the second is decoded.
+const EVENTS_TURN_MAX: usize = 16;
 /// Messages taken from other cores of the node in one turn.
 const MAILBOX_TURN_MAX: usize = 4096;
 /// Ticks a peer has to say hello.
@@ -109,7 +112,10 @@ impl HotLoop {
                 return self.storage.stop(&mut self.ring);
             }
             let now = wall();
-            for event in events.drain(..) {
+            for (count, event) in events.drain(..).enumerate() {
+                if count > 0 && count % EVENTS_TURN_MAX == 0 {
+                    self.act(now);
+                }
                 self.event(event, now)?;
             }
             self.take_mail();
@@ -146,7 +152,8 @@ impl HotLoop {
             Event::Accepted { key, fd } => self.accepted(split(key).0, fd, now),
             Event::AcceptFailed { key, error, .. } => {
                 let kind = split(key).0;
-                tracing::warn!(target: "net", core = self.me.core.0, ?kind, %error, "accept failed");
+                let core = self.me.core.0;
+                tracing::warn!(target: "net", core, ?kind, %error, "accept failed");
             }
             Event::Received { socket, key, data } => self.received(socket, key, &data, now),
             Event::ReceiveClosed { socket, key, .. } | Event::SendFailed { socket, key, .. } => {
@@ -406,7 +413,8 @@ impl HotLoop {
                 self.out_links.connected(index, socket);
             }
             Err(error) => {
-                tracing::debug!(target: "net", core = self.me.core.0, %to, %error, "peer unreachable");
+                let core = self.me.core.0;
+                tracing::debug!(target: "net", core, %to, %error, "peer unreachable");
                 self.lost_out(index);
             }
         }

@@ -295,7 +295,7 @@ mod tests {
         text(fixture.with_leaders(&|_| None, |view| answer(&sections, &session, view)))
     }
 
-    /// The lines that clients look for (CLIENTS.md, section 1).
+    /// The lines that clients look for.
     #[test]
     fn clients_find_their_lines() {
         let all = info("--cores 0,0", &[]);

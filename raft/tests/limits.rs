@@ -2,10 +2,11 @@
 
 mod common;
 
+use common::disk::Write;
 use common::{Cluster, HEARTBEAT, TIMEOUT, append, change, entry, node, payload, position, voters};
 use coracle_raft::{
-    BatchSeq, Body, Config, Drain, LogIndex, Message, ProposeError, Raft, ReadPolicy, Ready,
-    Recovered, Role, SendState, Term,
+    AppendOutcome, BatchSeq, Body, Config, Drain, LogIndex, Message, ProposeError, Raft,
+    ReadPolicy, Ready, Recovered, Role, SendState, Term,
 };
 
 /// Proposals are refused beyond the limit, and accepted again once some are committed.
@@ -175,6 +176,41 @@ fn absurd_terms_are_ignored() {
         cluster.step(2, 1, term, Body::VoteResponse { granted: false });
     }
     assert_eq!(cluster.raft(1).term(), Term::default());
+    let membership = voters(1..=3).encode();
+    let (piece, done, round) = (0, true, 1);
+    let base = position(0, u64::MAX);
+    let body = Body::Snapshot { base, membership, piece, done, payload: payload(""), round };
+    cluster.step(2, 1, 1, body);
+    cluster.drain(1, Drain::All);
+    let pieces = |write: &Write| matches!(write, Write::Piece(_));
+    assert!(!cluster.node(1).disk.writes.iter().any(pieces));
+}
+
+/// A follower that denies what it has acknowledged is asked again at the pace of heartbeats.
+#[test]
+fn contradictions_are_not_answered_at_once() {
+    let mut cluster = Cluster::new(2);
+    cluster.elect(1);
+    cluster.propose(1, "a");
+    cluster.drain(1, Drain::All);
+    cluster.network.clear();
+    cluster.tick(1, TIMEOUT);
+    cluster.drain(1, Drain::All);
+    cluster.network.clear();
+    let probing = |cluster: &Cluster| {
+        let mut progress = cluster.raft(1).progress();
+        progress.all(|(_, p)| p.state == SendState::Probe && p.matched == LogIndex::new(1))
+    };
+    assert!(probing(&cluster), "an answer is awaited");
+    let (prev, hint) = (LogIndex::new(1), position(0, 0));
+    let outcome = AppendOutcome::Rejected { prev, hint };
+    cluster.step(2, 1, 1, Body::AppendResponse { outcome, round: 0 });
+    cluster.drain(1, Drain::All);
+    assert_eq!(cluster.count(1, 2, "Append"), 0, "not until a heartbeat is answered");
+    cluster.step(2, 1, 1, Body::HeartbeatResponse { round: 0 });
+    cluster.drain(1, Drain::All);
+    assert_eq!(cluster.count(1, 2, "Append"), 1);
+    assert!(probing(&cluster));
 }
 
 /// A log on disk that is ahead of the term on disk: the vote of the older term is void.

@@ -404,6 +404,18 @@ fn who_hears_a_leader_elects_nobody_else() {
     assert_eq!(sent_durably(&mut cluster, 1), [Body::VoteResponse { granted: true }]);
 }
 
+/// Thesis §6.4.1: the same holds for the replica itself: a lease may count on it.
+#[test]
+fn who_hears_a_leader_does_not_campaign() {
+    let mut cluster = following(1, &[1]);
+    cluster.tick(1, TIMEOUT - 1);
+    cluster.campaign(1);
+    assert_eq!((cluster.raft(1).role(), cluster.raft(1).leader()), (Role::Follower, Some(node(2))));
+    cluster.tick(1, 1);
+    cluster.campaign(1);
+    assert_eq!(cluster.raft(1).role(), Role::PreCandidate);
+}
+
 /// Thesis §6.2: "a leader [...] steps down if an election timeout elapses without a successful
 /// round of heartbeats to a majority of its cluster".
 #[test]
@@ -504,7 +516,7 @@ fn reads_need_a_round_that_starts_after_them() {
     assert_eq!(cluster.answer(1, read), Some(Some(LogIndex::new(1))));
 }
 
-/// FEATURES R2: a minority that raised its term while cut off rejoins; the cluster takes the
+/// A minority that raised its term while cut off rejoins; the cluster takes the
 /// term, and elects among the up-to-date majority.
 #[test]
 fn minority_with_raised_term_rejoins_and_majority_elects() {

@@ -36,7 +36,7 @@ fn flush(wal: &mut Wal<RealDisk>) -> Option<BatchSeq> {
     }
 }
 
-/// FAULTS.md section 1: reading back right after the first write in an empty directory.
+/// Reading back right after the first write in an empty directory.
 #[test]
 fn write_and_read_back_on_a_fresh_empty_directory() {
     let dir = directory();

@@ -56,7 +56,7 @@ fn everything_comes_back_and_goes_on_after_a_restart() {
     assert!(third.report.is_clean());
 }
 
-/// FAULTS.md section 5, rows 6 and 7; RB24.
+/// Damage in the middle and at the end, and what it must not take with it (RB24).
 #[test]
 fn every_flipped_byte_harms_only_its_groups() {
     let (rig, batches) = small_log();
@@ -248,7 +248,7 @@ fn purge_that_contradicts_the_log_ends_it() {
     }
 }
 
-/// Every length the last segment can be cut to (FAULTS.md section 5, row 5).
+/// Every length the last segment can be cut to.
 #[test]
 fn every_truncation_is_told_from_an_unfinished_write() {
     let (rig, batches) = small_log();
@@ -298,7 +298,7 @@ fn truncation_before_a_later_segment_is_damage() {
     }
 }
 
-/// FAULTS.md section 5, row 4: any subset of the last write's sectors may be missing.
+/// Any subset of the last write's sectors may be missing.
 #[test]
 fn every_subset_of_the_last_batchs_sectors_is_all_or_nothing() {
     let mut rig = Rig::new();
@@ -332,7 +332,7 @@ fn every_subset_of_the_last_batchs_sectors_is_all_or_nothing() {
     assert!(torn >= 200, "most are reported: {torn}");
 }
 
-/// FAULTS.md section 5, row 4, for recycled segments: the old bytes are valid batches of their time.
+/// For recycled segments: the old bytes are valid batches of their time.
 #[test]
 fn stale_bytes_of_a_recycled_segment_never_count() {
     let mut rig = Rig::new();

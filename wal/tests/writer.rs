@@ -75,7 +75,7 @@ fn no_space_for_a_segment_is_retried_and_other_failures_are_final() {
     }
 }
 
-/// FAULTS.md section 5, row 11: every second attempt to prepare a segment finds the disk full, at
+/// Every second attempt to prepare a segment finds the disk full, at
 /// each step of it in turn.
 #[test]
 fn full_disk_while_preparing_goes_on_later() {

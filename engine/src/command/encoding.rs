@@ -46,7 +46,10 @@ pub(crate) mod ttl {
 }
 
 macro_rules! ops {
-    ($( $(#[$doc:meta])* $op:ident = $code:literal $access:ident args $min:literal..=$max:expr, )*) => {
+    ($(
+        $(#[$doc:meta])*
+        $op:ident = $code:literal $access:ident args $min:literal..=$max:expr,
+    )*) => {
         /// What to do. The numbers stand in logs: never reuse or renumber one.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
@@ -319,7 +322,8 @@ mod tests {
         /// No bytes make the parser panic, nor the accessors of what it accepts.
         #[test]
         fn parse_never_panics(mut bytes: Vec<u8>, flip in 0usize..64, with: u8) {
-            let good = Header::new(Op::MSet, slot(), WallMillis(1)).encode(&[b"a", b"1", b"b", b"2"]);
+            let pairs: [&[u8]; 4] = [b"a", b"1", b"b", b"2"];
+            let good = Header::new(Op::MSet, slot(), WallMillis(1)).encode(&pairs);
             let mut mutated = good.payload.bytes().to_vec();
             let at = flip % mutated.len();
             mutated[at] = with;

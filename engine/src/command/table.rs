@@ -196,7 +196,7 @@ commands! {
         flags["write" "denyoom"] acl["@write" "@string" "@slow"] tips[]
         "string" "1.0.0"
         "key value [NX | XX] [GET] [EX s | PX ms | EXAT unix-s | PXAT unix-ms | KEEPTTL]"
-        "Sets the string value of a key, ignoring its type. The key is created if it does not exist.";
+        "Sets the string value of a key, ignoring its type. The key is made if it does not exist.";
     Put "put" -3 Data keys(1, 1, 1)
         flags["write" "denyoom"] acl["@write" "@string" "@slow"] tips[]
         "string" "0.1.0"

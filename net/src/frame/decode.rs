@@ -256,7 +256,7 @@ fn expect_checksum(what: &'static str, got: u32, expected: u32) -> Result<(), Fr
 mod tests {
     use super::*;
 
-    /// FAULTS: buffers grow as bytes arrive, whatever length was declared.
+    /// Buffers grow as bytes arrive, whatever length was declared.
     #[test]
     fn payloads_grow_with_their_bytes_and_end_without_spare_capacity() {
         for len in [1, 4096, FIRST_ALLOCATION_BYTES_MAX, 100_001, 8 * 1024 * 1024] {

@@ -6,7 +6,10 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The bytes do not begin a frame.
-    #[error("not a peer frame: byte {offset} is {got:#04x}, expected {expected:#04x}{}", hint(*offset, *got))]
+    #[error(
+        "not a peer frame: byte {offset} is {got:#04x}, expected {expected:#04x}{}",
+        hint(*offset, *got)
+    )]
     BadMagic {
         /// Position in the magic, from 0.
         offset: usize,
@@ -53,7 +56,7 @@ impl FrameError {
     pub const fn hint_reply(&self) -> Option<&'static [u8]> {
         match self {
             Self::BadMagic { offset, got, .. } if looks_like_resp(*offset, *got) => Some(
-                b"-ERR this is a peer port, for the nodes of the cluster; clients have their own\r\n",
+                b"-ERR this is a peer port, for the nodes of the cluster; clients have others\r\n",
             ),
             _ => None,
         }

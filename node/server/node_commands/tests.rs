@@ -82,7 +82,7 @@ fn field<'a>(map: &'a Reply, name: &str) -> &'a Reply {
     &pairs.iter().find(|(key, _)| *key == bulk(name)).expect(name).1
 }
 
-/// What clients' start-up code depends on (CLIENTS.md, section 2.1).
+/// What clients' start-up code depends on.
 #[test]
 fn hello_switches_the_protocol_and_describes_the_server() {
     let fixture = Fixture::new("");
@@ -108,7 +108,7 @@ fn hello_switches_the_protocol_and_describes_the_server() {
     }
 }
 
-/// Without the password nothing but the handshake works (FAULTS.md, section 8).
+/// Without the password nothing but the handshake works.
 #[test]
 fn a_password_closes_everything_but_the_handshake() {
     let fixture = Fixture::with_password(b"sesame");

@@ -514,10 +514,11 @@ impl Cluster {
         self.check_commit(id);
     }
 
-    /// Leader Completeness: a new leader has all that was ever committed (§5.4.3).
+    /// Leader Completeness: a new leader has all that was committed in lower terms (§5.4.3).
     fn check_complete(&self, id: u32) {
         let raft = self.raft(id);
-        for at in self.truth.committed().filter(|at| at.index >= raft.base().index) {
+        let needed = self.truth.committed_before(raft.term());
+        for at in needed.filter(|at| at.index >= raft.base().index) {
             let found = raft.term_of(at.index);
             assert!(found == Some(at.term), "{id} leads {} with {found:?} at {at:?}", raft.term());
         }
@@ -545,8 +546,8 @@ impl Cluster {
         let from = last.min(commit).max(raft.base().index);
         for index in from.get().max(1)..=commit.get() {
             let index = LogIndex::new(index);
-            let term = raft.term_of(index).expect("committed and not forgotten");
-            self.truth.commits(LogPosition { term, index });
+            let entry_term = raft.term_of(index).expect("committed and not forgotten");
+            self.truth.commits(LogPosition { term: entry_term, index }, term);
         }
         self.truth.membership(commit, raft.membership_at(commit));
         let (applied, digest) = self.nodes[&id].state;

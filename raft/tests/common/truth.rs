@@ -12,6 +12,8 @@ pub struct Truth {
     entries: BTreeMap<LogPosition, (Term, Entry)>,
     /// Each committed entry, and a digest of all content up to it.
     committed: BTreeMap<LogIndex, (Term, u64)>,
+    /// The term of the leader that committed it.
+    committed_in: BTreeMap<LogIndex, Term>,
     memberships: BTreeMap<LogIndex, Membership>,
     votes: BTreeMap<(NodeId, Term), NodeId>,
 }
@@ -40,7 +42,7 @@ impl Truth {
     }
 
     /// State Machine Safety: nobody commits another entry at the same index (§5.4.3).
-    pub fn commits(&mut self, at: LogPosition) {
+    pub fn commits(&mut self, at: LogPosition, by: Term) {
         if let Some((term, _)) = self.committed.get(&at.index) {
             assert!(*term == at.term, "{} committed in {term} and {}", at.index, at.term);
             return;
@@ -53,6 +55,7 @@ impl Truth {
             (digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
         });
         self.committed.insert(at.index, (at.term, digest));
+        self.committed_in.insert(at.index, by);
     }
 
     pub fn last_committed(&self) -> LogIndex {
@@ -63,9 +66,11 @@ impl Truth {
         self.committed.get(&index).map(|(term, _)| *term)
     }
 
-    /// All committed positions.
-    pub fn committed(&self) -> impl Iterator<Item = LogPosition> {
-        self.committed.iter().map(|(&index, &(term, _))| LogPosition { term, index })
+    /// What a leader of `term` must have: all that was committed in lower terms. Late votes may
+    /// still elect it when a higher term has committed more; then it can commit nothing.
+    pub fn committed_before(&self, term: Term) -> impl Iterator<Item = LogPosition> {
+        let earlier = self.committed_in.iter().filter(move |&(_, &by)| by < term);
+        earlier.map(|(index, _)| LogPosition { term: self.committed[index].0, index: *index })
     }
 
     /// Digest of the state machine after this entry.
