@@ -339,8 +339,8 @@ fn data_directories_are_not_mixed_up() {
 fn wrong_configurations_are_explained() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("temp dir");
     let file = dir.path().join("c.toml");
-    let good = "id = 1\ncluster = \"t\"\ndata_dir = \"d\"\n[[nodes]]\nid = 1\nhost = \"127.0.0.1\"\n\
-                port = 7001\ncore_port = 7101\npeer_port = 7201\n";
+    let good = "id = 1\ncluster = \"t\"\ndata_dir = \"d\"\n[[nodes]]\nid = 1\n\
+                host = \"127.0.0.1\"\nport = 7001\ncore_port = 7101\npeer_port = 7201\n";
     let config = ["node".to_owned(), "--config".to_owned(), file.display().to_string()];
     let cases: &[(String, &[&str], &[&str])] = &[
         (format!("grups = 3\n{good}"), &[], &["line 1", "did you mean `groups`?"]),

@@ -232,8 +232,10 @@ impl Raft {
     /// Whether its log may be the one that must win. A replica that a change removes is needed
     /// until the change is committed, though its own vote does not count (thesis §4.2.2).
     fn may_campaign(&self) -> bool {
-        let id = self.config.id;
-        self.membership().is_voter(id) || self.membership_at(self.log.commit()).is_voter(id)
+        let (id, commit) = (self.config.id, self.log.commit());
+        // After a restart little is known to be committed, so several may be open.
+        let settled = self.memberships.partition_point(|(at, _)| *at <= commit).saturating_sub(1);
+        self.memberships.range(settled..).any(|(_, membership)| membership.is_voter(id))
     }
 
     /// Whether a leader was heard of so recently that nobody else is to be elected.

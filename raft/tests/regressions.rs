@@ -6,7 +6,8 @@ mod common;
 
 use common::{Cluster, TIMEOUT, append, change, entry, node, payload, position, voters};
 use coracle_raft::{
-    Body, Drain, Entry, EntryKind, LogIndex, LogPosition, MembershipError, ReadPolicy, Role,
+    Body, Drain, Entry, EntryKind, LogIndex, LogPosition, Membership, MembershipError, ReadPolicy,
+    Role,
 };
 
 /// RB1: no vote leaves before it is on disk, and one that was lost in a crash was never given.
@@ -299,6 +300,26 @@ fn rb9_a_removed_voter_can_finish_its_own_removal() {
     cluster.run(1);
     assert_eq!(cluster.raft(3).membership().voters, [node(3)]);
     assert!(cluster.raft(3).can_read() && !cluster.raft(3).membership().is_joint());
+}
+
+/// RB9, liveness: the same after a restart, when the change that gave it a vote is not known to
+/// be committed either.
+#[test]
+fn rb9_a_removed_voter_campaigns_by_any_open_membership() {
+    let mut cluster = Cluster::with(1..=3, &voters([2, 3]), |_| {});
+    let joint = voters([1, 3]).enter(&change(&[2, 3], &[])).expect("voters only");
+    let make = |index, membership: &Membership| {
+        let (kind, payload) = (EntryKind::Membership, membership.encode());
+        Entry { kind, payload, ..entry(1, index, "") }
+    };
+    let entries = vec![make(1, &joint), make(2, &joint.leave())];
+    cluster.step(2, 1, 1, append((0, 0), entries, 0));
+    cluster.settle_alone(1);
+    cluster.restart(1);
+    assert!(!cluster.raft(1).membership().is_voter(node(1)));
+    assert!(!cluster.raft(1).membership_at(cluster.raft(1).commit()).is_voter(node(1)));
+    cluster.tick(1, 2 * TIMEOUT);
+    assert_eq!(cluster.raft(1).role(), Role::PreCandidate);
 }
 
 /// RB10: the final membership waits until the joint one is committed, also after a restart.

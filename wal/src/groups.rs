@@ -37,7 +37,8 @@ impl Hasher for IdHasher {
 /// fetches little else.
 const RUN_BYTES_MAX: u32 = 128 << 10;
 
-/// Where consecutive entries of one group and term lie within one batch, other groups' records between.
+/// Where consecutive entries of one group and term lie within one batch; records of other groups
+/// may lie between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) first: LogIndex,
