@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use coracle_engine::command::{self, Access, Scope};
+use coracle_engine::command::{self, Command, Scope};
 use coracle_engine::{Core, CoreAddr, Input, Reply, Request, Token, WallMillis};
 use coracle_net::resp::Parsed;
 use coracle_ring::{Chunk, Ring, SocketId};
@@ -168,10 +168,15 @@ impl Clients {
         for index in touched.drain(..) {
             let Some(connection) = self.slots[index].connection.as_mut() else { continue };
             connection.touched = false;
+            if let Some(command) = connection.take_held() {
+                submit(connection, command, context);
+                // What came after it goes on now.
+                connection.paused |= !connection.input.is_empty();
+            }
             if connection.paused && connection.may_resume() {
                 connection.paused = false;
                 take_buffered(connection, &mut ranges, context);
-                if !connection.paused {
+                if !connection.paused && !connection.receiving {
                     ring.resume_receive(connection.socket);
                     connection.receiving = true;
                 }
@@ -302,18 +307,21 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
 fn execute_data(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
     match command::decode(args, context.now) {
         Err(reply) => connection.answer(reply),
-        Ok(command) => {
-            let is_write = command.access == Access::Write;
-            let after_writes = connection.has_writes_pending();
-            let token = connection.expect(is_write);
-            context.core.handle(Input::Request(Request {
-                token,
-                via: connection.session.via,
-                read_mode: connection.session.read_mode,
-                after_writes,
-                at: context.now,
-                command,
-            }));
-        }
+        Ok(command) if connection.must_wait(&command) => connection.hold(command),
+        Ok(command) => submit(connection, command, context),
     }
+}
+
+/// Hands a command to the engine.
+fn submit(connection: &mut Connection, command: Command, context: &mut Context<'_>) {
+    let after_writes = connection.has_writes_pending();
+    let token = connection.expect(&command);
+    context.core.handle(Input::Request(Request {
+        token,
+        via: connection.session.via,
+        read_mode: connection.session.read_mode,
+        after_writes,
+        at: context.now,
+        command,
+    }));
 }

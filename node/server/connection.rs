@@ -5,7 +5,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use coracle_engine::{Reply, Token};
+use coracle_engine::command::{Access, Command};
+use coracle_engine::{Reply, SlotId, Token};
 use coracle_net::resp::{self, Limits, Parsed, Protocol, ProtocolError, RequestParser};
 use coracle_ring::SocketId;
 
@@ -34,6 +35,8 @@ struct Pending {
     reply: Option<Reply>,
     protocol: Protocol,
     is_write: bool,
+    /// Of its first key; `None` for commands that the node answers itself.
+    slot: Option<SlotId>,
 }
 
 /// A client connection.
@@ -62,6 +65,8 @@ pub(super) struct Connection {
     first: u64,
     slot: u64,
     writes_pending: usize,
+    /// A write that must not overtake an unanswered read of its slot; nothing is taken after it.
+    held: Option<Command>,
     output: Vec<u8>,
     spare: Vec<u8>,
 }
@@ -85,6 +90,7 @@ impl Connection {
             first,
             slot: slot as u64,
             writes_pending: 0,
+            held: None,
             output: Vec::new(),
             spare: Vec::new(),
         }
@@ -121,11 +127,40 @@ impl Connection {
     }
 
     /// Takes a command that is answered later; the token names it.
-    pub(super) fn expect(&mut self, is_write: bool) -> Token {
+    pub(super) fn expect(&mut self, command: &Command) -> Token {
         let token = self.token(self.next_sequence());
+        let is_write = command.access == Access::Write;
         self.writes_pending += usize::from(is_write);
-        self.pending.push_back(Pending { reply: None, protocol: self.session.protocol, is_write });
+        let protocol = self.session.protocol;
+        self.pending.push_back(Pending {
+            reply: None,
+            protocol,
+            is_write,
+            slot: Some(command.slot),
+        });
         token
+    }
+
+    /// Whether the command is a write that has to wait: reads do not go through the log, so one
+    /// that is still unanswered could see a later write of its own pipeline.
+    pub(super) fn must_wait(&self, command: &Command) -> bool {
+        command.access == Access::Write
+            && self.pending.len() > self.writes_pending
+            && self.pending.iter().any(|earlier| {
+                !earlier.is_write && earlier.reply.is_none() && earlier.slot == Some(command.slot)
+            })
+    }
+
+    /// Keeps a write that has to wait.
+    pub(super) fn hold(&mut self, command: Command) {
+        assert!(self.held.is_none(), "nothing is taken after a write that waits");
+        self.held = Some(command);
+    }
+
+    /// The write that waited, once it need not wait any longer.
+    pub(super) fn take_held(&mut self) -> Option<Command> {
+        let free = self.held.as_ref().is_some_and(|command| !self.must_wait(command));
+        if free { self.held.take() } else { None }
     }
 
     /// Answers a command that needed nobody else.
@@ -138,6 +173,7 @@ impl Connection {
                 reply: Some(reply),
                 protocol: self.session.protocol,
                 is_write: false,
+                slot: None,
             });
         }
     }
@@ -167,12 +203,16 @@ impl Connection {
 
     /// Whether no further command may be taken now.
     pub(super) fn is_full(&self) -> bool {
-        self.pending.len() >= PENDING_MAX || self.output.len() >= OUTPUT_SOFT_MAX
+        self.held.is_some()
+            || self.pending.len() >= PENDING_MAX
+            || self.output.len() >= OUTPUT_SOFT_MAX
     }
 
     /// Whether a full connection has drained enough to go on.
     pub(super) fn may_resume(&self) -> bool {
-        self.pending.len() <= PENDING_RESUME && self.output.len() < OUTPUT_SOFT_MAX / 2
+        self.held.is_none()
+            && self.pending.len() <= PENDING_RESUME
+            && self.output.len() < OUTPUT_SOFT_MAX / 2
     }
 
     /// Whether the client reads so slowly that it must be closed.
