@@ -112,7 +112,8 @@ impl Core {
             visiting: Vec::new(),
             next_batch: BatchSeq::new(1),
             writing: VecDeque::new(),
-            context: 0,
+            // A late answer to a read of this core's earlier life must not fit one of this life.
+            context: config.seed >> 1,
             ready: Ready::default(),
             out: Outbox::default(),
             serve: Vec::new(),
@@ -300,6 +301,12 @@ impl Core {
         began
     }
 
+    /// The number of the newest read context.
+    #[cfg(test)]
+    pub(crate) const fn read_context(&self) -> u64 {
+        self.context
+    }
+
     pub(crate) fn place(&self, group: GroupId) -> Option<usize> {
         self.places.get(group.get() as usize)?.map(|place| place as usize)
     }
@@ -423,7 +430,10 @@ impl Core {
             group.propose_due_expiry(self.now);
         }
         self.balance_group(place);
-        if self.groups[place].needs_turn(Drain::All)
+        let group = &self.groups[place];
+        if group.needs_turn(Drain::All)
+            // Entries that could not be read back are asked for again.
+            || group.raft.commit() > group.applied()
             || self.groups[place].leadership() != self.groups[place].seen
         {
             self.mark(place);

@@ -16,8 +16,10 @@ use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
 use super::background::Background;
 use crate::fatal::{Exit, Fatal};
 
-/// Once a batch is sealed, the next one gathers for this long while the disk is at work.
-const GATHER: Duration = Duration::from_micros(200);
+/// Once a batch is sealed, the next one gathers for this long: at moderate rates the cost is per
+/// batch (two exits to the hypervisor or two device commands each), not per byte. A write that
+/// comes after a pause does not wait.
+const GATHER: Duration = Duration::from_micros(300);
 /// How long a stopping node waits for its last writes.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// Pieces of one load that a ring key can number.
@@ -95,10 +97,10 @@ impl Storage {
         })
     }
 
-    /// Whether a batch made now would go to the disk at once: nothing is in flight, or one write
-    /// is and enough time to gather has passed.
+    /// Whether a batch made now would go to the disk at once, and enough time to gather has passed
+    /// since the one before.
     pub(super) fn may_seal(&self, now: Instant) -> bool {
-        self.wal.can_seal() && (self.wal.inflight() == 0 || now >= self.sealed_at + GATHER)
+        self.wal.can_seal() && now >= self.sealed_at + GATHER
     }
 
     /// When [`Self::may_seal`] turns true by time alone.

@@ -4,8 +4,8 @@
 use coracle_raft::GroupId;
 
 use super::show;
-use crate::testing::{Cluster, ClusterOptions, addr};
-use crate::{CoreAddr, Reply};
+use crate::testing::{Cluster, ClusterOptions, addr, map_of};
+use crate::{Core, CoreAddr, CoreConfig, Recovery, Reply};
 
 fn one_group() -> Cluster {
     let options = ClusterOptions { groups: 1, shards: 4, ..ClusterOptions::default() };
@@ -246,4 +246,16 @@ fn the_leaders_own_disk_need_not_be_in_the_majority() {
     assert!(cluster.run_until(50, |c| c.answer(token).is_some()));
     assert_eq!(cluster.wait(token), Reply::OK);
     assert_eq!(show(&cluster.call(leader, "GET k")), "$v");
+}
+
+/// A restarted replica numbers its reads anew, far from those of its earlier life: a late answer
+/// to one of those must not confirm a read of this life (RB4).
+#[test]
+fn two_lives_of_a_core_number_their_reads_apart() {
+    let map = map_of(3, 1, 8, 1);
+    let first_context = |seed| {
+        let config = CoreConfig { seed, ..CoreConfig::new(addr(1, 0), map.clone()) };
+        Core::new(config, Recovery::new(map.clone(), addr(1, 0))).read_context()
+    };
+    assert_ne!(first_context(11 << 32), first_context(12 << 32));
 }
