@@ -12,6 +12,7 @@ use coracle_wal::{RealDisk, RecoveryReport};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use socket2::SockRef;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::background::Background;
@@ -29,6 +30,9 @@ use crate::fatal::{Exit, Fatal};
 /// Log writes in flight per core: four instead of two gave 6 % more writes/s at saturation
 /// (docs/benchmarks.md).
 const WRITES_IN_FLIGHT: usize = 4;
+/// Receive window of peer links. A window that closes while a core is in a long turn costs probe
+/// timers of up to 200 ms.
+const PEER_WINDOW_BYTES: usize = 4 << 20;
 /// Connections the kernel may hold before they are accepted.
 const BACKLOG: u32 = 1024;
 
@@ -285,6 +289,11 @@ fn listen(ring: &mut Ring, shared: &Shared, me: CoreAddr) -> Result<(), Fatal> {
                         "stop what uses the port, or choose another one in [[nodes]]",
                     )
                 })?;
+            let window_bytes = if kind == Kind::PeerListener { PEER_WINDOW_BYTES } else { 1 << 20 };
+            // Accepted connections inherit it; the system's limit may make it smaller.
+            if let Err(error) = SockRef::from(&listener).set_recv_buffer_size(window_bytes) {
+                tracing::warn!(target: "net", %error, "cannot set the receive buffer");
+            }
             ring.listen(key(kind, 0), listener);
         }
     }
