@@ -45,3 +45,4 @@ pub use map::{ClusterMap, MapError, NodeInfo};
 pub use recovery::Recovery;
 pub use reply::{Reply, Slice};
 pub use stats::{CoreStats, GroupStatus};
+pub use task::not_sent;

@@ -83,6 +83,12 @@ pub(crate) fn reroute(leader: Option<NodeId>) -> Reply {
     Reply::Error(format!("{REROUTE}{}", leader.map_or(0, NodeId::get)))
 }
 
+/// The answer a driver gives to a [`crate::Forward`] that never left this node: certainly not
+/// appended, so the command waits and is sent again until its time is up.
+pub fn not_sent() -> Reply {
+    reroute(None)
+}
+
 /// Reads a [`reroute`] answer: `Some(hint)` if it is one.
 pub(crate) fn parse_reroute(reply: &Reply) -> Option<Option<NodeId>> {
     let Reply::Error(text) = reply else { return None };

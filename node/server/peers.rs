@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use anyhow::Context as _;
-use coracle_engine::{ClusterMap, CoreAddr, PeerMessage, Reply};
+use coracle_engine::{ClusterMap, CoreAddr, PeerMessage};
 use coracle_net::frame::{self, FrameBuf, Hello, Part};
 use coracle_ring::{Chunk, SocketId};
 
@@ -214,8 +214,7 @@ impl OutLinks {
 fn refuse(link: &mut OutLink, refused: &mut Vec<(CoreAddr, PeerMessage)>) {
     for message in link.messages.drain(..) {
         if let PeerMessage::Forward(forward) = message {
-            let text = "TRYAGAIN the node that owns this slot cannot be reached";
-            let reply = Reply::error(text);
+            let reply = coracle_engine::not_sent();
             refused.push((link.to, PeerMessage::ForwardReply { id: forward.id, reply }));
         }
     }
