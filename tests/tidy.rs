@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wal", &["raft", "ring"]),
     ("net", &["raft", "engine"]),
     ("loadgen", &["ring", "engine", "net"]),
+    ("sim", &["raft", "engine", "wal", "net"]),
     ("bench", &["raft", "ring", "engine", "wal", "net"]),
     ("xtask", &[]),
     (".", &["raft", "ring", "engine", "wal", "net", "loadgen"]),
