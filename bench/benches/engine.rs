@@ -135,7 +135,7 @@ impl Cluster {
                 token: Token(self.token),
                 via: Via::Core,
                 read_mode: ReadMode::Leader,
-                after_writes: false,
+                follows: false,
                 at: AT,
                 command: command.clone(),
             }));

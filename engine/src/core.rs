@@ -457,10 +457,10 @@ impl Core {
     fn request(&mut self, request: Request) {
         self.counters.commands += 1;
         self.now = self.now.max(request.at);
-        let Request { token, via, read_mode, after_writes, at, command } = request;
+        let Request { token, via, read_mode, follows, at, command } = request;
         let origin = Origin::Client(token);
         let deadline = self.deadline();
-        self.route(Task { origin, via, read_mode, after_writes, at, command, hops: 0, deadline });
+        self.route(Task { origin, via, read_mode, follows, at, command, hops: 0, deadline });
     }
 
     /// Drops what has not been begun for this client.
@@ -489,13 +489,12 @@ impl Core {
                     None => self.counters.ignored_messages += 1,
                 }
             }
-            PeerMessage::Forward(Forward { id, after_writes, at, command }) => {
+            PeerMessage::Forward(Forward { id, at, command }) => {
                 self.counters.forwards_received += 1;
                 let origin = Origin::Forwarded { from, id, link };
                 let deadline = self.deadline();
-                let (via, read_mode) = (Via::Plain, ReadMode::Leader);
-                let task =
-                    Task { origin, via, read_mode, after_writes, at, command, hops: 0, deadline };
+                let (via, read_mode, follows) = (Via::Plain, ReadMode::Leader, false);
+                let task = Task { origin, via, read_mode, follows, at, command, hops: 0, deadline };
                 self.route(task);
             }
             PeerMessage::ForwardReply { id, reply } => self.forward_reply(from, id, reply),

@@ -101,6 +101,8 @@ pub(crate) struct Group {
     pub(crate) hasher: RandomState,
     /// The newest clock entry proposed here and its stamp.
     clock_proposed: (LogPosition, WallMillis),
+    /// The term in which this replica led at its last turn.
+    led: Option<Term>,
     /// What the core was told last about the leader.
     pub(crate) seen: Leadership,
     /// Whether it is in the core's list of groups to visit.
@@ -136,6 +138,7 @@ impl Group {
             queue_bytes: 0,
             applied,
             clock_proposed: (LogPosition::default(), WallMillis(0)),
+            led: None,
             seen: Leadership::default(),
             dirty: false,
         }
@@ -242,7 +245,7 @@ impl Group {
     /// Starts a linearizable read at the leader, or at this follower.
     pub(crate) fn read(&mut self, task: Task) {
         let floor =
-            if task.after_writes && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
+            if task.follows && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
         self.reads.push(task, floor);
     }
 
@@ -290,8 +293,19 @@ impl Group {
         waiting.then_some((position.index, stamp))
     }
 
+    /// Reads that follow proposals of a term in which this replica does not lead any more: other
+    /// entries may stand in their place.
+    fn give_up_followers(&mut self, turn: &mut Turn<'_>) {
+        let led = self.leads().then(|| self.raft.term());
+        if led != self.led {
+            self.led = led;
+            turn.out.again.extend(self.reads.following());
+        }
+    }
+
     /// One turn: reads out, consensus out, committed entries in, replies.
     pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) {
+        self.give_up_followers(turn);
         if self.reads.is_open() {
             *turn.contexts += 1;
             self.reads.submit(*turn.contexts);

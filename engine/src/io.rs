@@ -36,9 +36,9 @@ pub struct Request {
     pub via: Via,
     /// What its connection asked for.
     pub read_mode: ReadMode,
-    /// Whether writes of the same connection are still unanswered. A read then also waits for
-    /// everything in the leader's log, so that pipelined commands see each other in order.
-    pub after_writes: bool,
+    /// Whether commands before it are under way, see [`crate::Order::Follows`]. It is executed
+    /// behind them here, or answered with `TRYAGAIN`.
+    pub follows: bool,
     /// When it arrived.
     pub at: WallMillis,
     /// What it asks for.
@@ -50,8 +50,6 @@ pub struct Request {
 pub struct Forward {
     /// The sender's number for it, echoed in the [`PeerMessage::ForwardReply`].
     pub id: u64,
-    /// See [`Request::after_writes`].
-    pub after_writes: bool,
     /// When it arrived at the first node.
     pub at: WallMillis,
     /// What it asks for.

@@ -99,6 +99,21 @@ impl Reads {
         overdue
     }
 
+    /// Takes out the reads that follow other commands of their connection.
+    pub(crate) fn following(&mut self) -> Vec<Task> {
+        let mut following = Vec::new();
+        let contexts = self.waiting.iter_mut().map(|(_, reads)| reads);
+        for reads in std::iter::once(&mut self.open).chain(contexts) {
+            following.extend(reads.extract_if(.., |read| read.task.follows).map(|read| read.task));
+        }
+        for tasks in self.blocked.values_mut() {
+            following.extend(tasks.extract_if(.., |task| task.follows));
+        }
+        self.blocked.retain(|_, tasks| !tasks.is_empty());
+        self.count -= following.len();
+        following
+    }
+
     /// Reads that have not been answered.
     pub(crate) const fn len(&self) -> usize {
         self.count

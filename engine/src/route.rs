@@ -6,8 +6,8 @@ use crate::command::encoding::{View, restamped};
 use crate::command::{Access, KEY_BYTES_MAX};
 use crate::core::{Core, LeaderHint};
 use crate::task::{
-    Origin, Task, not_served, out_of_memory, overloaded, parse_reroute, reroute, try_again,
-    uncertain,
+    Origin, Task, not_served, out_of_memory, out_of_order, overloaded, parse_reroute, reroute,
+    try_again, uncertain,
 };
 use crate::{CoreAddr, Forward, PeerMessage, ReadMode, Reply, SlotId, Via};
 
@@ -45,6 +45,9 @@ impl Core {
 
     /// A command was certainly not executed where it went: tries again, at `hint` if given.
     pub(crate) fn again(&mut self, mut task: Task, hint: Option<NodeId>) {
+        if task.follows {
+            return self.refuse(&task, out_of_order());
+        }
         let group = self.config.map.group_of_slot(task.command.slot);
         task.hops += 1;
         if matches!(task.origin, Origin::Forwarded { .. }) {
@@ -95,11 +98,10 @@ impl Core {
         None
     }
 
-    /// Whether this follower may serve the read by asking the leader for a read index. Reads
-    /// behind unanswered writes of their connection go where the writes went.
+    /// Whether this follower may serve the read by asking the leader for a read index.
     fn reads_here(&self, place: usize, task: &Task) -> bool {
         task.read_mode == ReadMode::AnyReplica
-            && !task.after_writes
+            && !task.follows
             && self.groups[place].raft.leader().is_some()
     }
 
@@ -133,6 +135,9 @@ impl Core {
 
     /// Somebody else leads `group`, or nobody does.
     fn elsewhere(&mut self, group: GroupId, hint: Option<NodeId>, task: Task) {
+        if task.follows {
+            return self.refuse(&task, out_of_order());
+        }
         let leader = hint.or_else(|| self.current_leader(group));
         if matches!(task.origin, Origin::Forwarded { .. }) {
             self.counters.forwards_refused += 1;
@@ -175,11 +180,11 @@ impl Core {
         if let Some(reply) = self.admit_forward(&task) {
             return self.refuse(&task, reply);
         }
-        let (after_writes, at, command) = (task.after_writes, task.at, task.command.clone());
+        let (at, command) = (task.at, task.command.clone());
         let deadline = self.deadline();
         let id = self.forwards.send(task, to, deadline);
         self.counters.forwarded += 1;
-        self.sends.push((to, PeerMessage::Forward(Forward { id, after_writes, at, command })));
+        self.sends.push((to, PeerMessage::Forward(Forward { id, at, command })));
     }
 
     fn park(&mut self, group: GroupId, task: Task) {

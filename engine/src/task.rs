@@ -20,7 +20,8 @@ pub(crate) struct Task {
     pub(crate) origin: Origin,
     pub(crate) via: Via,
     pub(crate) read_mode: ReadMode,
-    pub(crate) after_writes: bool,
+    /// See [`crate::Request::follows`].
+    pub(crate) follows: bool,
     pub(crate) at: WallMillis,
     pub(crate) command: Command,
     /// How often it was sent on or started again.
@@ -63,6 +64,12 @@ pub(crate) fn overloaded(what: &str, limit: usize) -> Reply {
 /// The command was certainly not appended: nobody who could do it was found in time.
 pub(crate) fn try_again() -> Reply {
     Reply::error("TRYAGAIN no leader answered in time, the command was not executed")
+}
+
+/// The command was certainly not appended: those before it in its pipeline lost their leader, and
+/// where they end up it might overtake them.
+pub(crate) fn out_of_order() -> Reply {
+    Reply::error("TRYAGAIN the leader changed during the pipeline, the command was not executed")
 }
 
 /// The command was certainly not appended: the slot's group has no leader.

@@ -263,7 +263,7 @@ impl Cluster {
         at: CoreAddr,
         via: Via,
         read_mode: ReadMode,
-        after_writes: bool,
+        follows: bool,
         args: &[&[u8]],
     ) -> Token {
         let token = Token(self.next_token);
@@ -275,7 +275,7 @@ impl Cluster {
             }
             Ok(command) => {
                 self.answers.insert(token, None);
-                let request = Request { token, via, read_mode, after_writes, at: now, command };
+                let request = Request { token, via, read_mode, follows, at: now, command };
                 self.core_mut(at).handle(Input::Request(request));
                 self.settle(at);
             }

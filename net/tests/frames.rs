@@ -45,10 +45,9 @@ fn append(prev: u64, payloads: &[&[u8]]) -> PeerMessage {
     raft(7, Body::Append { prev: position(3, prev), entries, commit, round: 9 })
 }
 
-fn forward(id: u64, access: Access, after_writes: bool, bytes: &[u8]) -> PeerMessage {
+fn forward(id: u64, access: Access, bytes: &[u8]) -> PeerMessage {
     PeerMessage::Forward(Forward {
         id,
-        after_writes,
         at: WallMillis(1_700_000_000_000),
         command: Command { slot: SlotId::of_key(b"key"), access, payload: payload(bytes) },
     })
@@ -94,8 +93,8 @@ fn one_of_each() -> Vec<PeerMessage> {
                 round: 78,
             },
         ),
-        forward(11, Access::Write, true, b"encoded command"),
-        forward(12, Access::Read, false, b"read"),
+        forward(11, Access::Write, b"encoded command"),
+        forward(12, Access::Read, b"read"),
         raft(6, Body::Heartbeat { commit: index(9), round: 79 }),
         raft(6, Body::HeartbeatResponse { round: 79 }),
         reply(11, Reply::OK),
@@ -201,7 +200,7 @@ fn checksums_of_payloads_are_taken_from_their_creator() {
     assert_eq!(arrived, messages);
     let forged = Payload::new(b"command".to_vec(), 1234);
     let command = Command { slot: SlotId::of_key(b"k"), access: Access::Write, payload: forged };
-    let forward = Forward { id: 1, after_writes: false, at: WallMillis(0), command };
+    let forward = Forward { id: 1, at: WallMillis(0), command };
     let error = decode_error(&encoded(&[PeerMessage::Forward(forward)]));
     let got = crc32c::crc32c(b"command");
     assert_eq!(error, FrameError::BadChecksum { what: "payload", got, expected: 1234 });
@@ -572,9 +571,9 @@ fn arb_message() -> impl Strategy<Value = PeerMessage> {
                 },
             }
         ),
-        2 => (any::<u64>(), any::<bool>(), any::<u64>(), command).prop_map(
-            |(id, after_writes, at, command)| {
-                PeerMessage::Forward(Forward { id, after_writes, at: WallMillis(at), command })
+        2 => (any::<u64>(), any::<u64>(), command).prop_map(
+            |(id, at, command)| {
+                PeerMessage::Forward(Forward { id, at: WallMillis(at), command })
             }
         ),
         2 => (any::<u64>(), answer).prop_map(|(id, answer)| reply(id, answer)),
@@ -718,11 +717,11 @@ mod sealed {
         assert_eq!(error, FrameError::BadHeader("reserved field is not zero"));
 
         let slot = u32::from(SlotId::of_key(b"key").get());
-        let forwards = [forward(1, Access::Write, true, b"x")];
-        let error = forge(&forwards, &u32s(&[slot, 3]), &u32s(&[slot, 4]));
+        let forwards = [forward(1, Access::Write, b"x")];
+        let error = forge(&forwards, &u32s(&[slot, 1]), &u32s(&[slot, 2]));
         assert_eq!(error, FrameError::BadHeader("unknown flag of a forward"));
         for bad in [16384, 65536, u32::MAX] {
-            let error = forge(&forwards, &u32s(&[slot, 3]), &u32s(&[bad, 3]));
+            let error = forge(&forwards, &u32s(&[slot, 1]), &u32s(&[bad, 1]));
             assert_eq!(error, FrameError::BadHeader("slot of a forward above 16383"), "{bad}");
         }
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use coracle_engine::command::{self, Command, Scope};
-use coracle_engine::{Core, CoreAddr, Input, Reply, Request, Token, WallMillis};
+use coracle_engine::{Core, CoreAddr, Input, Order, Reply, Request, Token, WallMillis};
 use coracle_net::resp::Parsed;
 use coracle_ring::{Chunk, Ring, SocketId};
 
@@ -307,20 +307,22 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
 fn execute_data(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
     match command::decode(args, context.now) {
         Err(reply) => connection.answer(reply),
-        Ok(command) if connection.must_wait(&command) => connection.hold(command),
         Ok(command) => submit(connection, command, context),
     }
 }
 
-/// Hands a command to the engine.
+/// Hands a command to the engine, or keeps it until those before it are answered.
 fn submit(connection: &mut Connection, command: Command, context: &mut Context<'_>) {
-    let after_writes = connection.has_writes_pending();
-    let token = connection.expect(&command);
+    let order = connection.order(&command, context.core);
+    if order == Order::Waits {
+        return connection.hold(command);
+    }
+    let token = connection.expect(context.core.unanswered(&command));
     context.core.handle(Input::Request(Request {
         token,
         via: connection.session.via,
         read_mode: connection.session.read_mode,
-        after_writes,
+        follows: order == Order::Follows,
         at: context.now,
         command,
     }));

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use coracle_engine::command::{Access, Command};
-use coracle_engine::{Reply, SlotId, Token};
+use coracle_engine::command::Command;
+use coracle_engine::{Core, Order, Reply, Token, Unanswered};
 use coracle_net::resp::{self, Limits, Parsed, Protocol, ProtocolError, RequestParser};
 use coracle_ring::SocketId;
 
@@ -34,9 +34,8 @@ pub(super) const fn slot_of(token: Token) -> usize {
 struct Pending {
     reply: Option<Reply>,
     protocol: Protocol,
-    is_write: bool,
-    /// Of its first key; `None` for commands that the node answers itself.
-    slot: Option<SlotId>,
+    /// `None` for commands that the node answers itself.
+    open: Option<Unanswered>,
 }
 
 /// A client connection.
@@ -64,8 +63,7 @@ pub(super) struct Connection {
     /// Sequence number of the first pending command.
     first: u64,
     slot: u64,
-    writes_pending: usize,
-    /// A write that must not overtake an unanswered read of its slot; nothing is taken after it.
+    /// A command that must not overtake those before it; nothing is taken after it.
     held: Option<Command>,
     output: Vec<u8>,
     spare: Vec<u8>,
@@ -89,7 +87,6 @@ impl Connection {
             pending: VecDeque::new(),
             first,
             slot: slot as u64,
-            writes_pending: 0,
             held: None,
             output: Vec::new(),
             spare: Vec::new(),
@@ -107,11 +104,6 @@ impl Connection {
         open.map(|(offset, _)| self.token(self.first + offset as u64))
     }
 
-    /// Whether writes are still unanswered.
-    pub(super) fn has_writes_pending(&self) -> bool {
-        self.writes_pending > 0
-    }
-
     /// Finds the next command at the start of `input`.
     pub(super) fn parse(
         &mut self,
@@ -127,40 +119,28 @@ impl Connection {
     }
 
     /// Takes a command that is answered later; the token names it.
-    pub(super) fn expect(&mut self, command: &Command) -> Token {
+    pub(super) fn expect(&mut self, command: Unanswered) -> Token {
         let token = self.token(self.next_sequence());
-        let is_write = command.access == Access::Write;
-        self.writes_pending += usize::from(is_write);
-        let protocol = self.session.protocol;
-        self.pending.push_back(Pending {
-            reply: None,
-            protocol,
-            is_write,
-            slot: Some(command.slot),
-        });
+        let (reply, protocol) = (None, self.session.protocol);
+        self.pending.push_back(Pending { reply, protocol, open: Some(command) });
         token
     }
 
-    /// Whether the command is a write that has to wait: reads do not go through the log, so one
-    /// that is still unanswered could see a later write of its own pipeline.
-    pub(super) fn must_wait(&self, command: &Command) -> bool {
-        command.access == Access::Write
-            && self.pending.len() > self.writes_pending
-            && self.pending.iter().any(|earlier| {
-                !earlier.is_write && earlier.reply.is_none() && earlier.slot == Some(command.slot)
-            })
+    /// When a command may be handed to the engine.
+    pub(super) fn order(&self, command: &Command, core: &Core) -> Order {
+        let open = self.pending.iter().filter(|pending| pending.reply.is_none());
+        core.order(command, open.filter_map(|pending| pending.open.as_ref()))
     }
 
-    /// Keeps a write that has to wait.
+    /// Keeps a command that has to wait.
     pub(super) fn hold(&mut self, command: Command) {
-        assert!(self.held.is_none(), "nothing is taken after a write that waits");
+        assert!(self.held.is_none(), "nothing is taken after a command that waits");
         self.held = Some(command);
     }
 
-    /// The write that waited, once it need not wait any longer.
+    /// The command that waited.
     pub(super) fn take_held(&mut self) -> Option<Command> {
-        let free = self.held.as_ref().is_some_and(|command| !self.must_wait(command));
-        if free { self.held.take() } else { None }
+        self.held.take()
     }
 
     /// Answers a command that needed nobody else.
@@ -172,8 +152,7 @@ impl Connection {
             self.pending.push_back(Pending {
                 reply: Some(reply),
                 protocol: self.session.protocol,
-                is_write: false,
-                slot: None,
+                open: None,
             });
         }
     }
@@ -186,7 +165,6 @@ impl Connection {
         let Ok(offset) = usize::try_from(offset) else { return };
         let Some(pending) = self.pending.get_mut(offset) else { return };
         assert!(pending.reply.is_none(), "token {} was answered twice", token.0);
-        self.writes_pending -= usize::from(pending.is_write);
         if offset > 0 {
             pending.reply = Some(reply);
             return;

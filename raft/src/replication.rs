@@ -46,6 +46,11 @@ impl Raft {
         Ok(self.append_own(kind, payload))
     }
 
+    /// Whether this replica leads and would append what is proposed to it, within its limits.
+    pub fn accepts_proposals(&self) -> bool {
+        self.may_propose().is_ok()
+    }
+
     fn may_propose(&self) -> Result<(), ProposeError> {
         if self.role != Role::Leader {
             return Err(ProposeError::NotLeader { hint: self.leader });

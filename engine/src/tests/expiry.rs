@@ -82,7 +82,7 @@ fn a_wrong_wall_clock_does_not_poison_the_log_clock() {
     let command = crate::command::decode(&[b"SET", b"b", b"v"], ahead).unwrap();
     let leader = cluster.leader(0).unwrap();
     let from = addr(leader.node.get() % 3 + 1, 0);
-    let forward = crate::Forward { id: 1, after_writes: false, at: ahead, command };
+    let forward = crate::Forward { id: 1, at: ahead, command };
     let message = crate::PeerMessage::Forward(forward);
     cluster.core_mut(leader).handle(crate::Input::Peer { from, message });
     cluster.run(200);

@@ -7,6 +7,7 @@ mod faults;
 mod limits;
 mod model;
 mod nemesis;
+mod pipeline;
 mod routing;
 
 use crate::Reply;

@@ -102,23 +102,6 @@ fn follower_reads_are_linearizable() {
     }
 }
 
-/// Reads behind unanswered writes of their connection see them, at the leader and forwarded.
-#[test]
-fn pipelined_reads_see_the_writes_before_them() {
-    let mut cluster = cluster(ClusterOptions { groups: 1, ..ClusterOptions::default() });
-    for node in 1..=3 {
-        let at = addr(node, 0);
-        for i in 0..30 {
-            let value = format!("{node}-{i}");
-            let write = cluster.submit(at, &[b"SET", b"k", value.as_bytes()]);
-            let args: &[&[u8]] = &[b"GET", b"k"];
-            let read = cluster.submit_as(at, Via::Plain, ReadMode::AnyReplica, true, args);
-            assert_eq!(show(&cluster.wait(read)), format!("${value}"));
-            assert_eq!(cluster.wait(write), Reply::OK);
-        }
-    }
-}
-
 /// Commands that come before any leader is known wait for one, in order.
 #[test]
 fn commands_wait_for_the_first_leader() {
@@ -187,7 +170,7 @@ fn dishonest_forwards_are_refused() {
     cut.payload = coracle_raft::Payload::new(good.payload.bytes()[..30].to_vec(), 0);
     let before = cluster.core(leader).stats().proposals;
     for command in [write_as_read, wrong_slot, cut] {
-        let forward = crate::Forward { id: 1, after_writes: false, at: now, command };
+        let forward = crate::Forward { id: 1, at: now, command };
         let message = PeerMessage::Forward(forward);
         cluster.core_mut(leader).handle(Input::Peer { from, message });
         cluster.run(50);
@@ -206,7 +189,7 @@ fn answers_do_not_cross_links() {
         let from = addr(leader.node.get() % 3 + 1, 0);
         let at = cluster.wall();
         let command = crate::command::decode(&[b"INCR", b"n"], at).unwrap();
-        let forward = crate::Forward { id: 7, after_writes: false, at, command };
+        let forward = crate::Forward { id: 7, at, command };
         let message = PeerMessage::Forward(forward);
         let before = cluster.core(from).stats().ignored_messages;
         cluster.core_mut(leader).handle(Input::Peer { from, message });

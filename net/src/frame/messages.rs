@@ -299,9 +299,6 @@ fn forward_row(forward: &Forward) -> ForwardV1 {
     if forward.command.access == Access::Write {
         flags |= forward_flag::WRITE;
     }
-    if forward.after_writes {
-        flags |= forward_flag::AFTER_WRITES;
-    }
     ForwardV1 {
         id: forward.id,
         at: forward.at.0,
@@ -405,7 +402,6 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
         let write = row.flags & forward_flag::WRITE != 0;
         Ok(PeerMessage::Forward(Forward {
             id: row.id,
-            after_writes: row.flags & forward_flag::AFTER_WRITES != 0,
             at: WallMillis(row.at),
             command: Command {
                 slot,

@@ -141,8 +141,7 @@ pub(crate) struct ForwardV1 {
 /// Bits of [`ForwardV1::flags`].
 pub(crate) mod forward_flag {
     pub(crate) const WRITE: u32 = 1;
-    pub(crate) const AFTER_WRITES: u32 = 2;
-    pub(crate) const ALL: u32 = WRITE | AFTER_WRITES;
+    pub(crate) const ALL: u32 = WRITE;
 }
 
 /// A group and the term its leader leads in.
