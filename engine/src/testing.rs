@@ -4,14 +4,18 @@
 //! and disk batches take a number of steps drawn from a range. Links keep their order and
 //! deliver at most once; a cut link loses what is under way and both ends are told.
 
+mod inspect;
 mod machine;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
 use coracle_raft::{BatchSeq, GroupId, NodeId, Record};
 
+pub use self::inspect::{Content, Levels};
 use self::machine::Machine;
+pub use self::watch::Watch;
 use crate::command::decode;
 use crate::{
     ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, Load, NodeInfo,
@@ -106,6 +110,7 @@ pub struct Cluster {
     next_token: u64,
     answers: BTreeMap<Token, Option<Reply>>,
     outbox: VecDeque<CoreAddr>,
+    watch: Option<Box<dyn Watch>>,
 }
 
 impl Cluster {
@@ -132,12 +137,23 @@ impl Cluster {
             next_token: 1,
             answers: BTreeMap::new(),
             outbox: VecDeque::new(),
+            watch: None,
             options,
         };
         for node in 1..=cluster.options.nodes {
             cluster.start(node);
         }
         cluster
+    }
+
+    /// Tells `watch` of everything from now on, and of every core that runs.
+    pub fn watch(&mut self, mut watch: Box<dyn Watch>) {
+        for (&at, machine) in &self.machines {
+            if let Some(core) = &machine.core {
+                watch.started(at, core);
+            }
+        }
+        self.watch = Some(watch);
     }
 
     /// The layout.
@@ -202,7 +218,10 @@ impl Cluster {
             machine.writing = 0;
             machine.stalled.clear();
             machine.effects = Effects::default();
-            machine.core = Some(Core::new(config, recovery));
+            let core = machine.core.insert(Core::new(config, recovery));
+            if let Some(watch) = &mut self.watch {
+                watch.started(at, core);
+            }
         }
     }
 
@@ -210,7 +229,11 @@ impl Cluster {
     pub fn kill(&mut self, node: u32) {
         let gone: Vec<_> = (0..self.options.cores).map(|core| addr(node, core)).collect();
         for at in &gone {
-            self.machines.get_mut(at).expect("an address of this cluster").core = None;
+            let machine = self.machines.get_mut(at).expect("an address of this cluster");
+            let ran = machine.core.take().is_some();
+            if let Some(watch) = self.watch.as_mut().filter(|_| ran) {
+                watch.stopped(*at);
+            }
         }
         let others: Vec<_> = self.machines.keys().copied().collect();
         for at in gone {
@@ -432,6 +455,9 @@ impl Cluster {
             }
             let Some((batch, records)) = machine.stalled.pop_front() else { return };
             machine.writing -= 1;
+            if let Some(watch) = &mut self.watch {
+                watch.durable(at, &records);
+            }
             if self.options.keep_disk {
                 machine.write(batch, records);
             }
@@ -459,6 +485,9 @@ impl Cluster {
                 return;
             }
             core.drain(mode, &mut machine.effects);
+            if let Some(watch) = &mut self.watch {
+                watch.drained(at, core, &machine.effects);
+            }
             self.execute(at);
         }
     }

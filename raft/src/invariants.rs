@@ -1,9 +1,49 @@
-//! Relations that always hold within one replica; O(n), for tests and the simulator.
+//! For tests and the simulator: relations that always hold within one replica, in O(n), and views
+//! from which relations between replicas are checked.
+
+use std::collections::VecDeque;
 
 use crate::raft::{Raft, Role};
-use crate::{LogIndex, SendState};
+use crate::{Config, Entry, LogIndex, LogPosition, Membership, SendState};
 
 impl Raft {
+    /// Its settings.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where its last entry stands; the base if there are none.
+    pub fn last_position(&self) -> LogPosition {
+        self.log.last_position()
+    }
+
+    /// An entry of its log, if it is in memory: what is neither applied nor durable always is.
+    pub fn entry(&self, index: LogIndex) -> Option<&Entry> {
+        self.log.entry(index)
+    }
+
+    /// First entry of each run of equal terms after the base, ascending.
+    pub fn term_runs(&self) -> &[LogPosition] {
+        self.log.runs()
+    }
+
+    /// The memberships it knows by the entry that made them, ascending; the first is that of the
+    /// base or older, the last is in effect.
+    pub const fn memberships(&self) -> &VecDeque<(LogIndex, Membership)> {
+        &self.memberships
+    }
+
+    /// Bytes of the entries in memory.
+    pub const fn cache_bytes(&self) -> usize {
+        self.log.cache_bytes()
+    }
+
+    /// Bytes of the entries that must stay in memory, for they are not applied or not durable.
+    pub fn unsettled_bytes(&self) -> usize {
+        let settled = self.log.applied().min(self.log.durable());
+        self.log.bytes_between(settled.next(), self.log.last())
+    }
+
     /// Checks every relation within this replica.
     ///
     /// # Panics

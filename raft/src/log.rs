@@ -172,6 +172,22 @@ impl Log {
         Some(entries)
     }
 
+    /// An entry, if it is in memory.
+    pub(crate) fn entry(&self, index: LogIndex) -> Option<&Entry> {
+        let place = index.get().checked_sub(self.cache_first().get())?;
+        self.cache.get(usize::try_from(place).ok()?)
+    }
+
+    /// First entry of each run of equal terms after the base, ascending.
+    pub(crate) fn runs(&self) -> &[LogPosition] {
+        &self.runs
+    }
+
+    /// Bytes of the entries in memory.
+    pub(crate) const fn cache_bytes(&self) -> usize {
+        self.cache_bytes
+    }
+
     /// Bytes of the entries `first..=last` that are in memory.
     pub(crate) fn bytes_between(&self, first: LogIndex, last: LogIndex) -> usize {
         let start = first.since(self.cache_first()) as usize;
