@@ -4,3 +4,5 @@
 //! run; a run that fails is replayed by its seed.
 
 #![forbid(unsafe_code)]
+
+pub mod invariants;
