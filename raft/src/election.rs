@@ -1,6 +1,7 @@
 //! Elections: PreVote, votes, stickiness, terms (Raft paper §5.2, §5.4.1; thesis §4.2.3, §9.6),
 //! and leadership transfer (thesis §3.10).
 
+use crate::planted::{Bug, planted};
 use crate::raft::{Needs, Raft, Role};
 use crate::{
     Body, EntryKind, LogPosition, Message, NodeId, Payload, Progress, Term, TransferError,
@@ -107,6 +108,9 @@ impl Raft {
     }
 
     pub(crate) fn handle_pre_vote_response(&mut self, from: NodeId, term: Term, granted: bool) {
+        if planted(Bug::PreVoteCountedAsVote) {
+            self.handle_vote_response(from, granted);
+        }
         let asked = self.term.next();
         if self.role != Role::PreCandidate || (granted && term != asked) {
             return;
@@ -124,7 +128,8 @@ impl Raft {
 
     pub(crate) fn handle_vote(&mut self, from: NodeId, last: LogPosition, transfer: bool) {
         // In the same term a vote already given stands, whoever asks.
-        let free = self.vote.is_none() && self.leader.is_none();
+        let unbound = self.vote.is_none() || planted(Bug::VoteTwiceInTerm);
+        let free = unbound && self.leader.is_none();
         let granted = (free || self.vote == Some(from))
             && self.is_up_to_date(last)
             && (transfer || !self.is_loyal());
@@ -134,6 +139,9 @@ impl Raft {
         }
         if granted {
             self.heard_at = self.now;
+        }
+        if planted(Bug::VoteBeforePersist) {
+            return self.send(from, Body::VoteResponse { granted });
         }
         self.send_after(Needs::HardState, from, Body::VoteResponse { granted });
     }
@@ -251,7 +259,12 @@ impl Raft {
     }
 
     fn is_up_to_date(&self, last: LogPosition) -> bool {
-        last >= self.log.last_position()
+        let own = self.log.last_position();
+        match () {
+            () if planted(Bug::UpToDateByLength) => last.index >= own.index,
+            () if planted(Bug::UpToDateByTerm) => last.term >= own.term,
+            () => last >= own,
+        }
     }
 
     fn vote_result(&self) -> VoteResult {

@@ -20,6 +20,7 @@ mod invariants;
 mod log;
 mod membership;
 mod message;
+mod planted;
 mod progress;
 mod quorum;
 mod raft;
@@ -35,6 +36,9 @@ pub use config::{Config, ConfigError, ReadPolicy};
 pub use error::{MembershipError, ProposeError, TransferError};
 pub use membership::{InvalidMembership, Membership, MembershipChange};
 pub use message::{AppendOutcome, Body, Message};
+#[cfg(feature = "planted")]
+pub use planted::plant;
+pub use planted::{Bug, planted};
 pub use progress::{Progress, SendState};
 pub use quorum::{VoteResult, majority_value, quorum_value, vote_result};
 pub use raft::{Raft, Recovered, Role};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::log::Log;
+use crate::planted::{Bug, planted};
 use crate::progress::Progress;
 use crate::read::Reads;
 use crate::rng::Rng;
@@ -141,6 +142,9 @@ impl Raft {
         let mut rng = Rng::new(config.seed);
         let timeout_ticks =
             config.election_timeout_ticks + rng.below(config.election_timeout_ticks);
+        if planted(Bug::HardStateForgotten) {
+            recovered.hard_state = HardState::default();
+        }
         let HardState { term: voted_in, vote } = recovered.hard_state;
         let log = Log::new(&mut recovered, config.cache_bytes_max);
         let term = voted_in.max(log.last_position().term);

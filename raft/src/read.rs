@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::planted::{Bug, planted};
 use crate::raft::{Raft, Role};
 use crate::{Body, LogIndex, NodeId, ReadPolicy, ReadState};
 
@@ -73,6 +74,9 @@ impl Raft {
             return self.read_as_leader(asker);
         }
         match self.leader {
+            Some(_) if planted(Bug::FollowerReadsOwnCommit) => {
+                self.answer(asker, Some(self.log.commit()));
+            }
             Some(leader) if !self.reads.is_full() => {
                 self.reads.forwarded.push_back((context, self.now));
                 self.send(leader, Body::ReadIndex { context });
@@ -109,11 +113,14 @@ impl Raft {
     fn read_as_leader(&mut self, asker: Asker) {
         if self.reads.is_full() {
             self.answer(asker, None);
-        } else if !self.can_read() {
+        } else if !self.can_read() && !planted(Bug::ReadBeforeOwnCommit) {
             // The commit index may be behind what earlier leaders acknowledged (§6.4, step 1).
             self.reads.early.push(asker);
-        } else if self.has_lease() {
+        } else if self.has_lease() || planted(Bug::ReadWithoutQuorum) {
             self.answer(asker, Some(self.log.commit()));
+        } else if planted(Bug::ReadConfirmedByOldRound) {
+            let round = self.quorum_round() + 1;
+            self.reads.sent.push_back((round, asker, self.log.commit()));
         } else {
             self.reads.unsent.push((asker, self.log.commit()));
         }
@@ -156,10 +163,11 @@ impl Raft {
     /// Leadership or term have changed: no read under way can be confirmed any more.
     pub(crate) fn drop_reads(&mut self) {
         let Reads { early, unsent, sent, forwarded, rounds, .. } = &mut self.reads;
+        let lost = if planted(Bug::ReadsSurviveStepDown) { 0 } else { sent.len() };
         let askers = early
             .drain(..)
             .chain(unsent.drain(..).map(|(asker, _)| asker))
-            .chain(sent.drain(..).map(|(_, asker, _)| asker))
+            .chain(sent.drain(..lost).map(|(_, asker, _)| asker))
             .chain(forwarded.drain(..).map(|(context, _)| Asker { node: None, context }))
             .filter(|asker| asker.node.is_none());
         let refused = askers.map(|asker| ReadState { context: asker.context, index: None });

@@ -1,6 +1,7 @@
 //! Replication: appends, acknowledgements, commitment, flow control, and the leader's duties that
 //! come with time (Raft paper §5.3, §5.4.2; thesis §6.2, §10.2.1).
 
+use crate::planted::{Bug, planted};
 use crate::raft::{NUMBER_MAX, Needs, Raft, Role};
 use crate::{
     AppendOutcome, Body, Drain, Entry, EntryKind, LoadRange, LogIndex, LogPosition, Membership,
@@ -114,6 +115,7 @@ impl Raft {
         let last_new = prev.index.plus(entries.len() as u64);
         let known =
             prev.index < self.log.commit() || self.log.term_of(prev.index) == Some(prev.term);
+        let known = known || (planted(Bug::PrevTermIgnored) && prev.index <= self.log.last());
         let outcome = if known {
             self.accept_entries(entries);
             let agreed = last_new.max(self.log.commit());
@@ -124,7 +126,8 @@ impl Raft {
             let hint = self.log.last_at_most(prev);
             AppendOutcome::Rejected { prev: prev.index, hint }
         };
-        let needs = if known { Needs::Log } else { Needs::HardState };
+        let wait = known && !planted(Bug::AckBeforePersist);
+        let needs = if wait { Needs::Log } else { Needs::HardState };
         self.send_after(needs, from, Body::AppendResponse { outcome, round });
     }
 
@@ -135,7 +138,8 @@ impl Raft {
                 continue;
             }
             match self.log.term_of(entry.index) {
-                Some(term) if term == entry.term => continue,
+                Some(_) if planted(Bug::ConflictKept) => continue,
+                Some(term) if term == entry.term && !planted(Bug::MatchTruncates) => continue,
                 Some(_) => {
                     self.log.truncate(entry.index);
                     while self.membership_index() >= entry.index {
@@ -262,7 +266,8 @@ impl Raft {
 
     /// Commits what a quorum has on disk, if its last entry is of this term (§5.4.2).
     pub(crate) fn advance_commit(&mut self) {
-        let durable = self.log.durable();
+        let unwritten = planted(Bug::UnwrittenCounted);
+        let durable = if unwritten { self.log.last() } else { self.log.durable() };
         let reached = LogIndex::new(quorum_value(self.membership(), |node| {
             if node == self.config.id {
                 durable.get()
@@ -270,7 +275,8 @@ impl Raft {
                 self.progress.get(&node).map_or(0, |progress| progress.matched.get())
             }
         }));
-        if reached > self.log.commit() && self.log.term_of(reached) == Some(self.term) {
+        let own_term = self.log.term_of(reached) == Some(self.term);
+        if reached > self.log.commit() && (own_term || planted(Bug::OldTermCounted)) {
             self.commit_to(reached);
         }
     }
@@ -317,7 +323,7 @@ impl Raft {
             }
         }
         // Thesis §6.2: a leader that reaches no quorum must let clients look elsewhere.
-        if self.now >= self.check_at {
+        if self.now >= self.check_at && !planted(Bug::CheckQuorumOff) {
             if self.quorum_round() <= self.check_round && self.check_round < self.round {
                 return self.step_down();
             }
@@ -344,8 +350,9 @@ impl Raft {
         for node in nodes {
             let sent = append && self.send_appends(node);
             if pulse && !sent {
-                let matched = self.progress[&node].matched;
-                let commit = self.log.commit().min(matched);
+                let capped = !planted(Bug::HeartbeatCommitUncapped);
+                let limit = if capped { self.progress[&node].matched } else { self.log.last() };
+                let commit = self.log.commit().min(limit);
                 self.send(node, Body::Heartbeat { commit, round: self.round });
             }
         }

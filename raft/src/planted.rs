@@ -1,0 +1,194 @@
+//! Planted bugs: faults of the code itself, to see whether the tests would find them.
+//!
+//! Each is one short condition at the place where the rule is kept that it breaks, in this crate,
+//! `engine` or `wal`. They exist only with the feature `planted`; without it [`planted`] is
+//! `false` for the compiler and nothing of them is left in the product.
+//!
+//! All of them can be reached by a cluster of three or five nodes under crashes, power losses,
+//! partitions, slow links and disks, damage at rest and checkpoints.
+
+/// Declares the bugs: variant, name, and what is wrong, by which source.
+macro_rules! bugs {
+    ($( $bug:ident $name:literal $what:literal; )*) => {
+        /// A bug that can be planted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Bug {
+            $( #[doc = $what] $bug, )*
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Self] = &[$( Self::$bug, )*];
+
+            /// Its name, in kebab case.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$bug => $name, )* }
+            }
+
+            /// What is wrong and which rule that breaks, in one sentence.
+            pub const fn describe(self) -> &'static str {
+                match self { $( Self::$bug => $what, )* }
+            }
+        }
+    };
+}
+
+bugs! {
+    // Elections.
+    VoteBeforePersist "vote-before-persist"
+        "A vote is answered before it is on disk (Raft paper fig. 2, persistent state).";
+    VoteTwiceInTerm "vote-twice-in-term"
+        "A replica that has voted gives another candidate of the term its vote too (Raft paper \
+         §5.2).";
+    HardStateForgotten "hard-state-forgotten"
+        "A restarted replica forgets its term and vote, and may vote again (Raft paper fig. 2, \
+         persistent state).";
+    PreVoteCountedAsVote "pre-vote-counted-as-vote"
+        "A late answer to a pre-vote counts as a vote, though it promises nothing (thesis §9.6).";
+    UpToDateByLength "up-to-date-by-length"
+        "Of two logs the longer one is taken for the newer one, whatever the terms (Raft paper \
+         §5.4.1).";
+    UpToDateByTerm "up-to-date-by-term"
+        "Of two logs that end in the same term the shorter one may win (Raft paper §5.4.1).";
+    CheckQuorumOff "check-quorum-off"
+        "A leader that hears no quorum goes on leading, for ever (thesis §6.2).";
+
+    // Replication.
+    AckBeforePersist "ack-before-persist"
+        "An append is acknowledged before its entries are on disk (Raft paper fig. 2).";
+    UnwrittenCounted "unwritten-counted"
+        "A leader counts itself for entries that its own disk does not hold yet (thesis §10.2.1).";
+    OldTermCounted "old-term-counted"
+        "Entries of earlier terms are committed by counting replicas (Raft paper §5.4.2, fig. 8).";
+    PrevTermIgnored "prev-term-ignored"
+        "A follower looks only whether it has an entry before those sent, not of which term (Raft \
+         paper §5.3).";
+    ConflictKept "conflict-kept"
+        "A follower keeps entries that contradict the leader's and acknowledges them (Raft paper \
+         §5.3).";
+    MatchTruncates "match-truncates"
+        "An append that came late and agrees with the log cuts off what follows it (Raft paper \
+         fig. 2, AppendEntries 3).";
+    HeartbeatCommitUncapped "heartbeat-commit-uncapped"
+        "A heartbeat tells a follower to commit more than it is known to agree with (Raft paper \
+         fig. 2, AppendEntries 5).";
+
+    // Reads.
+    ReadBeforeOwnCommit "read-before-own-commit"
+        "A new leader serves reads before it has committed an entry of its term (thesis §6.4, \
+         step 1).";
+    ReadWithoutQuorum "read-without-quorum"
+        "A leader serves reads without making sure that it still leads (thesis §6.4, step 3).";
+    ReadConfirmedByOldRound "read-confirmed-by-old-round"
+        "A read is confirmed by echoes of a round that was sent before the read arrived (thesis \
+         §6.4, step 3).";
+    ReadsSurviveStepDown "reads-survive-step-down"
+        "Reads that a deposed leader had under way are confirmed when it leads again (thesis §6.4, \
+         step 3).";
+    FollowerReadsOwnCommit "follower-reads-own-commit"
+        "A follower serves a read at its own commit index without asking the leader (thesis §6.4).";
+    ReadBeforeApplied "read-before-applied"
+        "A confirmed read is answered before the entries up to its index are applied (thesis §6.4, \
+         step 4).";
+    ReadContextReused "read-context-reused"
+        "Requests for a read index share one number, so that a late answer to one confirms another \
+         (etcd#20418).";
+    PipelinedReadUnordered "pipelined-read-unordered"
+        "A read overtakes writes that the same connection has sent before it (Redis, \
+         \"Pipelining\").";
+
+    // Fates of writes.
+    ReplyBeforeCommit "reply-before-commit"
+        "A write is answered when it is appended, not when it is committed (Raft paper §5.3).";
+    ProposalMatchedByIndex "proposal-matched-by-index"
+        "A write gets its answer from whatever entry is committed at its index, of whichever term \
+         (thesis §6.3).";
+    DeposedLeaderRetries "deposed-leader-retries"
+        "A leader that falls sends its open writes to the next one, though they may be committed \
+         (thesis §6.3).";
+    TimedOutWriteRetried "timed-out-write-retried"
+        "A write that no majority has confirmed in time is tried again, though it may be committed \
+         (TiDB 2.1.7, automatic retry).";
+    LostForwardRetried "lost-forward-retried"
+        "A forwarded write whose link broke is sent again, though it may be executed \
+         (redisraft#13).";
+    UncertainCalledRetryable "uncertain-called-retryable"
+        "A write of unknown fate is answered as certainly not executed (redisraft#23).";
+
+    // The state machine, checkpoints, snapshots.
+    EntryAppliedTwice "entry-applied-twice"
+        "After a restart entries that a checkpoint holds already are applied again (etcd#13766).";
+    ExpiryByWallClock "expiry-by-wall-clock"
+        "Keys expire by each replica's wall clock, not by the time in the log (DESIGN, \"Time\").";
+    CheckpointLacksExpiries "checkpoint-lacks-expiries"
+        "A checkpoint leaves out when keys expire (Raft paper §7: a snapshot is the whole state).";
+    CheckpointIndexTooHigh "checkpoint-index-too-high"
+        "A checkpoint claims entries that were not applied when it was taken, and recovery skips \
+         them (etcd#13766).";
+    SnapshotIndexTooLow "snapshot-index-too-low"
+        "A shard that is sent late names an older index than it was taken at, and its receiver \
+         applies entries twice (Raft paper §7).";
+    SnapshotKeepsOldKeys "snapshot-keeps-old-keys"
+        "A snapshot is laid over what the follower held, and deleted keys come back (Raft paper \
+         fig. 13, InstallSnapshot 7).";
+    CompactedPastCheckpoint "compacted-past-checkpoint"
+        "The log is cut at the newest checkpoint of any shard, beyond those of the others (Raft \
+         paper §7).";
+    StateReleasedTooEarly "state-released-too-early"
+        "Records of a shard's only checkpoint are released because another shard has a newer one \
+         (docs/wal-format.md).";
+
+    // The log on disk.
+    DurableOutOfOrder "durable-out-of-order"
+        "A write that completes first makes the writes before it count as durable (Redpanda, \
+         NATS: acknowledged before durable).";
+    FailedWriteAcked "failed-write-acked"
+        "A write that the disk has refused counts as durable (fsyncgate, hashicorp/raft#503).";
+    HardStateNotRestated "hard-state-not-restated"
+        "Terms and votes are not written again in a new segment, and go with the old ones \
+         (docs/wal-format.md).";
+    BaseNotRestated "base-not-restated"
+        "Where a log starts is not written again in a new segment, and goes with the old ones \
+         (docs/wal-format.md).";
+    SegmentRecycledInUse "segment-recycled-in-use"
+        "A segment is used again while one group still needs it (docs/wal-format.md).";
+    PayloadChecksumIgnored "payload-checksum-ignored"
+        "Recovery believes payloads that were only half written or have rotted (Alagappan et al., \
+         FAST 2018).";
+    TornTailTakenForDamage "torn-tail-taken-for-damage"
+        "A write that power loss cut short is taken for damage of what was acknowledged (Alagappan \
+         et al., FAST 2018).";
+    DamageTakenForTornTail "damage-taken-for-torn-tail"
+        "Damage in the middle of the log is taken for its end, and what was acknowledged after it \
+         is dropped (NATS 2.12.1).";
+    WatermarkNotWritten "watermark-not-written"
+        "Batches do not say what was durable before them, so damage looks like a torn write \
+         (Alagappan et al., FAST 2018).";
+    DamageNotReported "damage-not-reported"
+        "A group that lost records to damage takes part as if it were whole (etcd#14102).";
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in everything this thread runs, or takes it away.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "planted")]
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is planted: never, in this build.
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub const fn planted(_: Bug) -> bool {
+    false
+}
