@@ -4,6 +4,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test uses a part of it")]
 
 pub mod disk;
+pub mod run;
 pub mod truth;
 
 use std::collections::{BTreeMap, BTreeSet};
