@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coracle_raft::{BatchSeq, GroupId, LogIndex, LogPosition, Membership, NodeId, Payload, Record};
+use coracle_raft::{
+    BatchSeq, Bug, GroupId, LogIndex, LogPosition, Membership, NodeId, Payload, Record, planted,
+};
 
 use crate::Effects;
 use crate::core::Core;
@@ -188,7 +190,8 @@ impl Core {
     fn begin_shard(&mut self, place: usize, shard: usize) {
         let group = &self.groups[place];
         let shard = &group.store.shards()[shard];
-        let index = group.applied();
+        let ahead = planted(Bug::CheckpointIndexTooHigh);
+        let index = if ahead { group.raft.last_index() } else { group.applied() };
         let term = group.raft.term_of(index).unwrap_or(group.raft.base().term);
         let frozen = Frozen::new(shard, LogPosition { term, index }, group.store.clock());
         let base = group.raft.base();

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ahash::RandomState;
 use coracle_raft::{
-    BatchSeq, Drain, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, ProposeError, Raft,
-    Ready, Record, Role, SendState, Term,
+    BatchSeq, Bug, Drain, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, ProposeError,
+    Raft, Ready, Record, Role, SendState, Term, planted,
 };
 
 use crate::apply::{self, ClockBehind};
@@ -160,12 +160,18 @@ impl Group {
 
     /// State records before this batch are superseded.
     pub(crate) fn state_needed_from(&self) -> BatchSeq {
-        self.snapshots.iter().map(|snapshot| snapshot.first_batch).min().unwrap_or_default()
+        let first_batches = self.snapshots.iter().map(|snapshot| snapshot.first_batch);
+        if planted(Bug::StateReleasedTooEarly) {
+            return first_batches.max().unwrap_or_default();
+        }
+        first_batches.min().unwrap_or_default()
     }
 
     /// Up to here the log is needed by nobody.
     pub(crate) fn compaction_point(&self) -> LogIndex {
-        let durable = self.snapshots.iter().map(|snapshot| snapshot.index).min();
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.index);
+        let beyond = planted(Bug::CompactedPastCheckpoint);
+        let durable = if beyond { snapshots.max() } else { snapshots.min() };
         let followers = self.raft.progress().filter_map(|(_, progress)| {
             let follows = progress.state == SendState::Replicate
                 && self.applied.since(progress.matched) <= KEPT_ENTRIES_MAX;
@@ -244,16 +250,21 @@ impl Group {
 
     /// Starts a linearizable read at the leader, or at this follower.
     pub(crate) fn read(&mut self, task: Task) {
-        let floor =
-            if task.follows && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
+        let ordered = task.follows && !planted(Bug::PipelinedReadUnordered);
+        let floor = if ordered && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
         self.reads.push(task, floor);
     }
 
     /// Gives up proposals and reads that have waited too long.
     pub(crate) fn expire(&mut self, now: u64, out: &mut Outbox, tally: &mut Tally) {
-        while self.pending.front().is_some_and(|pending| pending.deadline <= now) {
+        let deposed = planted(Bug::DeposedLeaderRetries) && !self.leads();
+        while self.pending.front().is_some_and(|pending| pending.deadline <= now || deposed) {
             let Some(Pending { task, .. }) = self.pending.pop_front() else { break };
             tally.inflight_bytes -= task.size_bytes();
+            if deposed || planted(Bug::TimedOutWriteRetried) {
+                out.again.push(task);
+                continue;
+            }
             tally.uncertain += 1;
             out.reply(task.origin, uncertain("no majority confirmed the write in time"));
         }
@@ -307,7 +318,7 @@ impl Group {
     pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) {
         self.give_up_followers(turn);
         if self.reads.is_open() {
-            *turn.contexts += 1;
+            *turn.contexts += u64::from(!planted(Bug::ReadContextReused));
             self.reads.submit(*turn.contexts);
             self.raft.read_index(*turn.contexts);
         }
@@ -408,7 +419,8 @@ impl Group {
             }
             let Pending { position: mine, task, early, .. } = self.pending.pop_front()?;
             tally.inflight_bytes -= task.size_bytes();
-            if mine.term < position.term {
+            let taken = planted(Bug::ProposalMatchedByIndex) && mine.index == position.index;
+            if mine.term < position.term && !taken {
                 tally.lost_proposals += 1;
                 out.again.push(task);
                 continue;
@@ -435,6 +447,9 @@ impl Group {
             self.applied = entry.index;
             if entry.kind != EntryKind::Command {
                 continue;
+            }
+            if planted(Bug::ExpiryByWallClock) {
+                self.store.advance_clock(turn.now.0);
             }
             let reply = apply::write(&mut self.store, entry.index, &entry.payload);
             if let Some(task) = task {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 
-use coracle_raft::LogIndex;
+use coracle_raft::{Bug, LogIndex, planted};
 
 use crate::task::Task;
 
@@ -60,7 +60,7 @@ impl Reads {
     ) {
         for Read { task, floor } in self.take(context) {
             let needed = index.max(floor);
-            if needed <= applied {
+            if needed <= applied || planted(Bug::ReadBeforeApplied) {
                 self.count -= 1;
                 serve.push(task);
             } else {

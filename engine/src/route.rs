@@ -1,6 +1,6 @@
 //! Where a command goes: executed here, sent on, redirected, or kept until somebody leads.
 
-use coracle_raft::{GroupId, NodeId, ProposeError, Term};
+use coracle_raft::{Bug, GroupId, NodeId, ProposeError, Term, planted};
 
 use crate::command::encoding::{View, restamped};
 use crate::command::{Access, KEY_BYTES_MAX};
@@ -108,6 +108,13 @@ impl Core {
     fn propose(&mut self, place: usize, task: Task, early: bool, adds_memory: bool) {
         if let Some(reply) = self.admit_write(&task, adds_memory) {
             return self.refuse(&task, reply);
+        }
+        if early
+            && planted(Bug::ReplyBeforeCommit)
+            && self.groups[place].raft.propose(task.command.payload.clone()).is_ok()
+        {
+            self.mark(place);
+            return self.refuse(&task, Reply::OK);
         }
         let deadline = self.deadline();
         match self.groups[place].propose(task, early, deadline, &mut self.tally) {
@@ -227,6 +234,7 @@ impl Core {
         for task in self.forwards.lost(addr) {
             match task.command.access {
                 Access::Read => self.again(task, None),
+                Access::Write if planted(Bug::LostForwardRetried) => self.again(task, None),
                 Access::Write => {
                     self.tally.uncertain += 1;
                     self.refuse(&task, uncertain("the link to the leader broke"));

@@ -3,7 +3,7 @@
 //! A snapshot of a shard is a begin, pieces with items, and an end with a digest, all naming
 //! the shard and the index they stand for. Little-endian; each is one payload.
 
-use coracle_raft::{LogIndex, LogPosition, Payload, Term};
+use coracle_raft::{Bug, LogIndex, LogPosition, Payload, Term, planted};
 
 use crate::ShardId;
 use crate::store::{Item, Shard, Value, item_digest};
@@ -192,7 +192,11 @@ pub(crate) struct Frozen {
 impl Frozen {
     /// Takes hold of everything in `shard`. Values are shared, not copied.
     pub(crate) fn new(shard: &Shard, at: LogPosition, clock: u64) -> Self {
-        let items: Vec<_> = shard.items().map(|(key, item)| (key.into(), item.clone())).collect();
+        let mut items: Vec<(Box<[u8]>, Item)> =
+            shard.items().map(|(key, item)| (key.into(), item.clone())).collect();
+        if planted(Bug::CheckpointLacksExpiries) {
+            items.iter_mut().for_each(|(_, item)| item.expires_at = 0);
+        }
         let begin = Begin { shard: shard.id, at, clock, count: items.len() as u64 };
         Self { begin, items: items.into_iter(), digest: 0 }
     }

@@ -8,7 +8,7 @@
 use std::mem;
 
 use ahash::RandomState;
-use coracle_raft::{GroupId, LogIndex};
+use coracle_raft::{Bug, GroupId, LogIndex, planted};
 use hashbrown::HashMap;
 use hashbrown::hash_map::EntryRef;
 
@@ -198,6 +198,15 @@ impl Shard {
         }
     }
 
+    /// Adds what `other` holds beyond this: only a planted bug does that.
+    fn keep_keys_of(&mut self, other: &Self) {
+        for (key, item) in other.items() {
+            if !self.items.contains_key(key) {
+                self.insert(key, item.clone());
+            }
+        }
+    }
+
     pub(crate) fn keys(&self) -> usize {
         self.items.len()
     }
@@ -323,9 +332,12 @@ impl Store {
 
     /// Puts a shard filled from a snapshot in place of the one with the same number.
     /// Returns false if this store has no such shard.
-    pub(crate) fn replace_shard(&mut self, shard: Shard) -> bool {
+    pub(crate) fn replace_shard(&mut self, mut shard: Shard) -> bool {
         match self.shards.iter_mut().find(|old| old.id == shard.id) {
             Some(old) => {
+                if planted(Bug::SnapshotKeepsOldKeys) {
+                    shard.keep_keys_of(old);
+                }
                 self.bytes = self.bytes - old.bytes() + shard.bytes();
                 self.keys = self.keys - old.keys() + shard.keys();
                 *old = shard;

@@ -1,6 +1,6 @@
 //! A command on its way: who asked, until when, and the answers that stand for "not done".
 
-use coracle_raft::NodeId;
+use coracle_raft::{Bug, NodeId, planted};
 
 use crate::command::Command;
 use crate::{CoreAddr, ReadMode, Reply, Token, Via, WallMillis};
@@ -53,6 +53,9 @@ impl Outbox {
 
 /// The command may have been applied, or may be later: never to be retried by itself.
 pub(crate) fn uncertain(why: &str) -> Reply {
+    if planted(Bug::UncertainCalledRetryable) {
+        return try_again();
+    }
     Reply::Error(format!("UNCERTAIN outcome unknown: {why}"))
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use coracle_raft::{LogPosition, NodeId, Payload, SnapshotAck, SnapshotPiece};
+use coracle_raft::{Bug, LogPosition, NodeId, Payload, SnapshotAck, SnapshotPiece, planted};
 
 use crate::checkpoint::{Install, Mark, PIECE_BYTES, StateQueue};
 use crate::group::Group;
@@ -116,7 +116,8 @@ impl Group {
                 let shard = &shards[outgoing.next_shard];
                 outgoing.next_shard += 1;
                 // The first shard is taken at the base itself and so carries its log clock.
-                let index = self.applied();
+                let late = planted(Bug::SnapshotIndexTooLow);
+                let index = if late { outgoing.base.index } else { self.applied() };
                 let term = self.raft.term_of(index).unwrap_or(outgoing.base.term);
                 let frozen = Frozen::new(shard, LogPosition { term, index }, self.store.clock());
                 let payload = frozen.begin.encode();
