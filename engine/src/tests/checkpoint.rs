@@ -7,7 +7,7 @@ use super::show;
 use crate::testing::{Cluster, ClusterOptions, addr};
 use crate::{CoreAddr, Reply};
 
-fn cluster(groups: u32, seed: u64) -> Cluster {
+pub(super) fn cluster(groups: u32, seed: u64) -> Cluster {
     let options = ClusterOptions { groups, shards: 8, seed, ..ClusterOptions::default() };
     let mut cluster = Cluster::with_config(options, |config| config.cache_bytes_max = 1 << 20);
     cluster.wait_for_leaders();
@@ -15,7 +15,7 @@ fn cluster(groups: u32, seed: u64) -> Cluster {
 }
 
 /// Writes of every kind, so that snapshots hold shared, computed and expiring values.
-fn write_some(cluster: &mut Cluster, at: CoreAddr, from: u32, to: u32) {
+pub(super) fn write_some(cluster: &mut Cluster, at: CoreAddr, from: u32, to: u32) {
     let long = "x".repeat(300);
     for i in from..to {
         let k = i % 97;
@@ -32,7 +32,7 @@ fn write_some(cluster: &mut Cluster, at: CoreAddr, from: u32, to: u32) {
 }
 
 /// Steps until every shard of every core has been written `times` over.
-fn full_checkpoint(cluster: &mut Cluster, bytes: usize, times: u64) {
+pub(super) fn full_checkpoint(cluster: &mut Cluster, bytes: usize, times: u64) {
     let count = |cluster: &Cluster| {
         cluster.map().cores().map(|at| cluster.core(at).stats().checkpoints).min().unwrap()
     };
@@ -47,13 +47,13 @@ fn full_checkpoint(cluster: &mut Cluster, bytes: usize, times: u64) {
     panic!("the checkpoint never ends: {} of {want}", count(cluster));
 }
 
-fn base(cluster: &Cluster, at: CoreAddr, group: u32) -> LogIndex {
+pub(super) fn base(cluster: &Cluster, at: CoreAddr, group: u32) -> LogIndex {
     cluster.core(at).group_status(GroupId::new(group)).unwrap().base
 }
 
 /// Logs are cut and disks shrink; everything is still there after a restart of all nodes.
 #[test]
-fn checkpoints_cut_the_log_and_restarts_recover_from_them() {
+pub(super) fn checkpoints_cut_the_log_and_restarts_recover_from_them() {
     for (seed, bytes) in [(1, 1), (2, 1000), (3, 1 << 20)] {
         let mut cluster = cluster(2, seed);
         write_some(&mut cluster, addr(1, 0), 0, 600);
@@ -85,7 +85,7 @@ fn checkpoints_cut_the_log_and_restarts_recover_from_them() {
 /// A replica that restarts from a checkpoint in the middle of its life, with the other two going
 /// on, holds the same data as they do, whatever was being written when it died.
 #[test]
-fn a_replica_killed_during_a_checkpoint_recovers_the_same_data() {
+pub(super) fn a_replica_killed_during_a_checkpoint_recovers_the_same_data() {
     for seed in 1..=12 {
         let mut cluster = cluster(2, seed);
         let victim = 1 + (seed % 3) as u32;
@@ -112,7 +112,7 @@ fn a_replica_killed_during_a_checkpoint_recovers_the_same_data() {
 
 /// A replica whose entries everybody has forgotten gets the shards instead, and then the rest.
 #[test]
-fn a_replica_too_far_behind_gets_a_snapshot() {
+pub(super) fn a_replica_too_far_behind_gets_a_snapshot() {
     for seed in 1..=4 {
         let mut cluster = cluster(2, seed);
         let victim = 1 + (seed % 3) as u32;

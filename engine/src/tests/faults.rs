@@ -20,7 +20,7 @@ fn other_than(at: CoreAddr) -> CoreAddr {
 
 /// Every acknowledged write survives the death of its leader.
 #[test]
-fn acknowledged_writes_survive_the_leader() {
+pub(super) fn acknowledged_writes_survive_the_leader() {
     for seed in 1..=10 {
         let options = ClusterOptions { seed, ..ClusterOptions::default() };
         let mut cluster = Cluster::new(options);
@@ -81,7 +81,7 @@ fn a_stale_leader_answers_no_read() {
 /// R15: a write that a deposed leader appended and another leader's entry replaced was
 /// certainly not applied; it finds its way to the new leader and is executed once.
 #[test]
-fn a_replaced_write_is_executed_elsewhere_exactly_once() {
+pub(super) fn a_replaced_write_is_executed_elsewhere_exactly_once() {
     let mut cluster = one_group();
     let old = cluster.leader(0).unwrap();
     cluster.isolate(old.node.get());
@@ -122,7 +122,7 @@ fn a_write_committed_by_the_next_leader_gets_its_real_answer() {
 
 /// R15: what stays unknown is answered as unknown, never with an error clients retry on.
 #[test]
-fn an_unknown_outcome_is_said_to_be_unknown() {
+pub(super) fn an_unknown_outcome_is_said_to_be_unknown() {
     let mut cluster = one_group();
     let old = cluster.leader(0).unwrap();
     let client = other_than(old);

@@ -8,6 +8,8 @@ mod limits;
 mod model;
 mod nemesis;
 mod pipeline;
+#[cfg(feature = "planted")]
+mod planted;
 mod routing;
 
 use crate::Reply;

@@ -225,24 +225,29 @@ impl Run {
     }
 }
 
+/// The whole run of a seed; tells what it has met.
+pub(super) fn run(seed: u64) -> [u64; 4] {
+    let mut run = Run::new(seed);
+    for round in 0..1500 {
+        run.send();
+        let steps = run.random.below(4);
+        run.cluster.run(steps);
+        run.collect(seed);
+        if run.random.below(25) == 0 {
+            run.disturb();
+        }
+        if round % 10 == 0 {
+            run.cluster.checkpoint(2000);
+        }
+    }
+    run.finish(seed)
+}
+
 #[test]
 fn counters_stay_exact_under_random_faults() {
     let mut met = [0; 4];
     for seed in 1..=40 {
-        let mut run = Run::new(seed);
-        for round in 0..1500 {
-            run.send();
-            let steps = run.random.below(4);
-            run.cluster.run(steps);
-            run.collect(seed);
-            if run.random.below(25) == 0 {
-                run.disturb();
-            }
-            if round % 10 == 0 {
-                run.cluster.checkpoint(2000);
-            }
-        }
-        for (sum, one) in met.iter_mut().zip(run.finish(seed)) {
+        for (sum, one) in met.iter_mut().zip(run(seed)) {
             *sum += one;
         }
     }

@@ -50,7 +50,7 @@ fn commands_overlap_only_at_the_leader_and_never_a_write_over_a_read() {
 }
 
 #[test]
-fn what_follows_sees_what_is_before_it() {
+pub(super) fn what_follows_sees_what_is_before_it() {
     let (mut cluster, leader) = one_group();
     for i in 0..30 {
         let first = cluster.submit(leader, &[b"SET", b"k", format!("{i}").as_bytes()]);
@@ -65,7 +65,7 @@ fn what_follows_sees_what_is_before_it() {
 /// Found by the simulator: the write found its way to the next leader, and the read behind it,
 /// sent on by itself, was there before it.
 #[test]
-fn what_follows_a_write_that_lost_its_leader_is_refused() {
+pub(super) fn what_follows_a_write_that_lost_its_leader_is_refused() {
     let (mut cluster, old) = one_group();
     cluster.isolate(old.node.get());
     let first = cluster.submit(old, &[b"INCR", b"n"]);
