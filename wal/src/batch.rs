@@ -2,7 +2,7 @@
 
 use std::io;
 
-use coracle_raft::{BatchSeq, GroupId, Payload, Record};
+use coracle_raft::{BatchSeq, Bug, GroupId, Payload, Record, planted};
 use coracle_ring::AlignedBuf;
 
 use crate::format::{
@@ -182,6 +182,7 @@ impl<D: Disk> Wal<D> {
                 let file = self.file_name(segment);
                 return Err(WalError::ShortWrite { file, offset, len, written });
             }
+            Err(_) if planted(Bug::FailedWriteAcked) => {}
             Err(source) => {
                 self.latched = true;
                 let file = self.file_name(segment);
@@ -214,6 +215,10 @@ impl<D: Disk> Wal<D> {
             self.apply_releases();
             self.retire_segments();
         }
+        if planted(Bug::DurableOutOfOrder) {
+            let done = self.inflight.iter().rfind(|flight| flight.done);
+            newest = done.and_then(|flight| flight.promise.batch).or(newest);
+        }
         newest
     }
 
@@ -223,7 +228,7 @@ impl<D: Disk> Wal<D> {
         let header = BatchHeader {
             salt: batch.salt,
             lsn: batch.lsn,
-            durable: self.durable,
+            durable: if planted(Bug::WatermarkNotWritten) { Lsn::ZERO } else { self.durable },
             prev: self.prev,
             len: batch.used as u32,
             count: batch.count,
@@ -376,10 +381,10 @@ impl<D: Disk> Wal<D> {
             self.groups.iter().map(|(id, g)| (*id, g.hard_state, g.base)).collect();
         groups.sort_unstable_by_key(|&(group, ..)| group);
         for (group, hard_state, base) in groups {
-            if let Some(hard_state) = hard_state {
+            if let Some(hard_state) = hard_state.filter(|_| !planted(Bug::HardStateNotRestated)) {
                 self.put(group, RecordKind::HardState(hard_state), None);
             }
-            if let Some(base) = base {
+            if let Some(base) = base.filter(|_| !planted(Bug::BaseNotRestated)) {
                 self.put(group, RecordKind::Purge { base, restart: false }, None);
             }
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use coracle_raft::{GroupId, LogIndex, LogPosition};
+use coracle_raft::{Bug, GroupId, LogIndex, LogPosition, planted};
 
 use super::report::{Damage, DamageKind, RecoveryReport};
 use super::salvage::{Frame, Piece, pieces};
@@ -196,7 +196,7 @@ impl Evidence {
             }
             report.groups.push(id);
             report.healed += group.healed;
-            if !group.losses.is_empty() {
+            if !group.losses.is_empty() && !planted(Bug::DamageNotReported) {
                 let mut losses = group.losses.clone();
                 losses.sort_by_key(|loss| loss.lsn);
                 let damages = losses.into_iter().map(|loss| loss.damage).collect();

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use coracle_raft::{Bug, planted};
+
 use super::report::{RecoveryReport, Torn};
 use super::salvage::{self, Frame};
 use crate::format::{
@@ -376,7 +378,8 @@ fn cut<D: Disk>(survey: &mut Survey, disk: &D) -> Option<Torn> {
     let spans = &survey.spans;
     let in_flight = |at: usize| match spans[at].kind {
         SpanKind::Whole(_) | SpanKind::Blind => false,
-        SpanKind::Broken(_) => spans[at].lsn >= watermark,
+        SpanKind::Broken(_) if planted(Bug::TornTailTakenForDamage) => false,
+        SpanKind::Broken(_) => spans[at].lsn >= watermark || planted(Bug::DamageTakenForTornTail),
         // The last batch in a hole is named by the next batch behind it.
         SpanKind::Hole => {
             let behind = spans[at..].iter().find_map(Span::batch);
