@@ -319,6 +319,48 @@ fn tests_do_not_sleep() {
     check("a test that sleeps is slow or flaky, mostly both", &findings);
 }
 
+/// A bug to be planted is one condition at one place of the product, and only with its feature.
+#[test]
+fn every_planted_bug_has_one_switch() {
+    let list = root().join("raft/src/planted.rs");
+    let text = read(&list);
+    let table = text.split_once("\nbugs! {\n").and_then(|(_, rest)| rest.split_once("\n}\n"));
+    let table = table.expect("planted.rs lists the bugs in one table").0;
+    let bugs: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ")?.split_once(" \"").map(|(bug, _)| bug))
+        .filter(|bug| bug.starts_with(char::is_uppercase))
+        .collect();
+    assert!(bugs.len() >= 34, "only {} bugs are listed", bugs.len());
+    let mut switches = Vec::new();
+    for path in sources().into_iter().filter(|path| *path != list) {
+        let name = short(&path);
+        let product = name.split_once("/src/").is_some_and(|(_, rest)| !rest.contains("tests/"));
+        let lines = read(&path);
+        for (_, line) in product_lines(&lines).filter(|_| product) {
+            let switches_here = code(line).split("planted(Bug::").skip(1);
+            switches
+                .extend(switches_here.filter_map(|rest| rest.split(')').next()).map(str::to_owned));
+        }
+    }
+    let mut findings = Vec::new();
+    for bug in &bugs {
+        let count = switches.iter().filter(|found| found == bug).count();
+        if count != 1 {
+            findings.push(format!("{bug}: {count} switches"));
+        }
+    }
+    findings.extend(switches.iter().filter(|s| !bugs.contains(s.as_str())).cloned());
+    for &(folder, _) in LAYERS {
+        let manifest = read(&root().join(folder).join("Cargo.toml"));
+        let default = manifest.lines().find(|line| line.starts_with("default = "));
+        if default.is_some_and(|line| line.contains("planted")) {
+            findings.push(format!("{folder}/Cargo.toml plants bugs by default"));
+        }
+    }
+    check("a planted bug has exactly one switch: planted(Bug::Name)", &findings);
+}
+
 /// A page nobody links is a page nobody reads. The front page and the index link to the rest.
 #[test]
 fn every_page_of_the_docs_is_linked() {

@@ -30,6 +30,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", what: "lints, warnings denied", run: clippy },
     Step { name: "doc", what: "API documentation, warnings denied", run: doc },
     Step { name: "test", what: "unit, integration and documentation tests", run: test },
+    Step { name: "planted", what: "planted bugs are found", run: planted },
     Step { name: "build", what: "optimized binaries", run: build },
     Step { name: "bench", what: "every bench once, without measuring", run: bench },
     Step { name: "clients", what: "Redis clients against three real nodes", run: clients::run },
@@ -131,6 +132,16 @@ fn doc(context: &Context) -> Result<Outcome> {
 
 fn test(context: &Context) -> Result<Outcome> {
     context.cargo_tests(&["test", "--workspace", "--locked", "--no-fail-fast"])
+}
+
+fn planted(context: &Context) -> Result<Outcome> {
+    let mut args = vec!["test", "--locked", "--lib", "--test", "planted"];
+    for krate in ["coracle-raft", "coracle-engine", "coracle-wal"] {
+        args.extend(["--package", krate]);
+    }
+    let features = "coracle-raft/planted,coracle-engine/planted,coracle-wal/planted";
+    args.extend(["--features", features, "planted"]);
+    context.cargo_tests(&args)
 }
 
 fn build(context: &Context) -> Result<Outcome> {
