@@ -168,6 +168,26 @@ fn crates_import_only_lower_layers() {
     check("a crate imports only lower layers", &findings);
 }
 
+/// Test code of a crate is in a binary only if a normal dependency turns it on.
+#[test]
+fn only_the_simulator_turns_testing_on() {
+    let mut findings = Vec::new();
+    for &(folder, _) in LAYERS.iter().filter(|(folder, _)| *folder != "sim") {
+        let manifest = read(&root().join(folder).join("Cargo.toml"));
+        let mut table = "";
+        for line in manifest.lines().map(str::trim) {
+            if line.starts_with('[') {
+                table = line;
+            }
+            let normal = table.contains("dependencies") && !table.contains("dev-dependencies");
+            if normal && line.contains("\"testing\"") {
+                findings.push(format!("{folder}: {table} {line}"));
+            }
+        }
+    }
+    check("the feature testing is for the simulator and for dev-dependencies", &findings);
+}
+
 /// A new crate must be placed in a layer.
 #[test]
 fn every_crate_has_a_layer() {

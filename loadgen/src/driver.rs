@@ -13,6 +13,7 @@ use indicatif::ProgressBar;
 
 use crate::client::{Unreachable, resolve};
 use crate::fleet::{Fleet, Request, State};
+use crate::history::History;
 use crate::host::ThreadTime;
 use crate::layout::{self, Refresher};
 use crate::ledger::Ledger;
@@ -51,6 +52,7 @@ pub(crate) struct Driver<'a> {
     pub(crate) encoder: Encoder,
     pub(crate) meter: Meter,
     pub(crate) ledger: Option<Ledger>,
+    pub(crate) history: Option<History>,
     refresher: Option<Refresher>,
     refreshed_at_ns: u64,
     /// Whether something hinted that the layout has changed.
@@ -78,6 +80,7 @@ impl<'a> Driver<'a> {
         options: &'a Options,
         stop: &'a AtomicBool,
         ledger: Option<Ledger>,
+        history: Option<History>,
         first_sequence: u64,
     ) -> anyhow::Result<Self> {
         let mut ring = Ring::new(RingConfig::default()).context("cannot set up io_uring")?;
@@ -102,6 +105,7 @@ impl<'a> Driver<'a> {
             encoder: Encoder::new(options),
             meter: Meter::new(u64::MAX..u64::MAX),
             ledger,
+            history,
             refresher,
             refreshed_at_ns: 0,
             refresh_wanted: false,
@@ -217,6 +221,11 @@ impl<'a> Driver<'a> {
             (Some(ledger), Op::Write) if refused => ledger.refused(request.key),
             (Some(ledger), Op::Write) => ledger.unknown(request.key, request.sequence),
             (Some(_), Op::Read) | (None, _) => {}
+        }
+        if let Some(history) = &mut self.history
+            && !refused
+        {
+            history.unknown(&request);
         }
     }
 
@@ -405,6 +414,9 @@ impl<'a> Driver<'a> {
         progress.second(&second);
         if let Some(ledger) = &mut self.ledger {
             ledger.flush().context("cannot record acknowledged writes")?;
+        }
+        if let Some(history) = &mut self.history {
+            history.flush()?;
         }
         Ok(())
     }

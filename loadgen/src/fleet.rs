@@ -35,6 +35,8 @@ pub(crate) struct Request {
     pub(crate) op: Op,
     /// How often it was sent elsewhere.
     pub(crate) redirects: u8,
+    /// The connection it was sent on; before that, 0.
+    pub(crate) conn: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -336,6 +338,7 @@ impl Fleet {
                 meter.lagged(request.intended_ns, now_ns);
             }
             request.sent_ns = now_ns;
+            request.conn = chosen as u32;
             encoder.set_key(request.key);
             match request.op {
                 Op::Read => encoder.read(&mut conn.out),

@@ -19,6 +19,7 @@ mod client;
 mod driver;
 mod fleet;
 mod hgrm;
+mod history;
 mod host;
 mod keys;
 mod layout;

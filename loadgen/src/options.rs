@@ -104,6 +104,11 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub verify_acked: Option<PathBuf>,
 
+    /// Record every operation of the whole run in FILE, one line of JSON each, for a check of
+    /// linearizability. The keys must not exist before. FILE appears when the run is complete.
+    #[arg(long, value_name = "FILE", conflicts_with = "check_acked")]
+    pub history: Option<PathBuf>,
+
     /// No load: check that no write recorded in FILE is lost.
     #[arg(long, value_name = "FILE", conflicts_with = "verify_acked")]
     pub check_acked: Option<PathBuf>,
@@ -169,6 +174,7 @@ impl Default for Options {
             json: None,
             hgrm: None,
             verify_acked: None,
+            history: None,
             check_acked: None,
             progress: false,
             quiet: false,
@@ -224,7 +230,25 @@ impl Options {
         range("read-ratio", self.read_ratio, 0.0, 1.0)?;
         range("timeout-ms", self.timeout_ms as f64, 1.0, 3_600_000.0)?;
         range("backlog", self.backlog as f64, 1.0, 1e8)?;
+        self.validate_history()?;
         self.validate_verify()
+    }
+
+    fn validate_history(&self) -> Result<(), UsageError> {
+        if self.history.is_none() {
+            return Ok(());
+        }
+        if self.check_acked.is_some() {
+            return Err(UsageError("--check-acked and --history exclude each other".to_owned()));
+        }
+        if self.command != Command::Incr && self.value_size < STAMP_BYTES {
+            return Err(UsageError(format!(
+                "--history needs a value of its own for every write: --value-size is {}, but must \
+                 be at least {STAMP_BYTES}",
+                self.value_size
+            )));
+        }
+        Ok(())
     }
 
     fn validate_verify(&self) -> Result<(), UsageError> {
@@ -311,6 +335,7 @@ mod tests {
             ("--pipeline 20000", "--pipeline is 20000"),
             ("--connections 10000 --pipeline 1000", "--connections x --pipeline"),
             ("--value-size 9000000", "--value-size is 9000000"),
+            ("--history f --value-size 31", "--history needs a value of its own"),
             ("--verify-acked f --command incr", "--command set"),
             ("--verify-acked f --value-size 8", "must be at least 32"),
             ("--verify-acked f --keys 300", "at least twice the 256"),

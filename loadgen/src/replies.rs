@@ -121,6 +121,9 @@ impl Driver<'_> {
         if kind == ReplyKind::Null {
             self.meter.found_nothing(request.intended_ns);
         }
+        if let Some(history) = &mut self.history {
+            history.answered(&request, &kind, now_ns);
+        }
         if let Some(ledger) = &mut self.ledger {
             match request.op {
                 Op::Write => ledger.acked(request.key, request.sequence),

@@ -118,6 +118,18 @@ impl Encoder {
         out.copy(&self.read, &self.key);
     }
 
+    /// The value of a write: what [`Self::write`] sends, with the stamp.
+    pub(crate) fn value(&self, number: u64, sequence: u64) -> Vec<u8> {
+        // The line end belongs to the protocol.
+        let filler = self.filler.strip_suffix(b"\r\n").unwrap_or_default();
+        let mut value = Vec::with_capacity(STAMP_BYTES + filler.len());
+        if self.stamped {
+            value.extend_from_slice(&stamp(number, sequence));
+        }
+        value.extend_from_slice(filler);
+        value
+    }
+
     /// Appends a write of the chosen key, whose number is repeated in the value.
     pub(crate) fn write(&self, number: u64, sequence: u64, out: &mut Outgoing, pool: &mut Pool) {
         out.copy(&self.write, &self.key);
@@ -291,6 +303,7 @@ mod tests {
                         value[..STAMP_BYTES].copy_from_slice(&stamp(number, sequence));
                         assert_eq!(read_stamp(&value), Some((number, sequence)));
                     }
+                    assert_eq!(encoder.value(number, sequence), value);
                     want.extend(encoded(&[name, key.as_bytes(), &value]));
                     want.extend(encoded(&[b"GET", key.as_bytes()]));
                 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::check;
 use crate::driver::{Driver, OwnTime};
+use crate::history::History;
 use crate::host::Host;
 use crate::ledger::Ledger;
 use crate::meter::{Meter, millis};
@@ -64,7 +65,9 @@ fn load(
         }
         None => None,
     };
-    let mut driver = Driver::connect(options, stop, ledger, first_sequence)?;
+    let history = options.history.as_deref().map(|path| History::create(path, options));
+    let history = history.transpose()?;
+    let mut driver = Driver::connect(options, stop, ledger, history, first_sequence)?;
     if options.preload && !stop.load(Ordering::Relaxed) {
         let bar = progress.bar("writing", options.keys);
         let preloaded = driver.preload(&bar);
@@ -76,6 +79,9 @@ fn load(
         Some(ledger) => Some(ledger.finish().context("cannot record acknowledged writes")?),
         None => None,
     };
+    if let Some(history) = driver.history.take() {
+        history.finish()?;
+    }
     let warnings = std::mem::take(&mut driver.warnings);
     let mut found = summary(&driver.meter, own, warnings);
     found.judge(options);

@@ -200,7 +200,7 @@ impl Source {
         if let Pace::Sweep { next, .. } = &mut self.pace {
             *next += 1;
         }
-        Some(Request { key, sequence, intended_ns, sent_ns: now_ns, op, redirects: 0 })
+        Some(Request { key, sequence, intended_ns, sent_ns: now_ns, op, redirects: 0, conn: 0 })
     }
 }
 

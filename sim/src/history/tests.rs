@@ -66,6 +66,18 @@ fn lines_are_golden() {
     }
 }
 
+/// The load generator's golden file is read, and written again byte by byte.
+#[test]
+fn the_load_generators_lines_are_read() {
+    let text = include_str!("../../../loadgen/testdata/history.ndjson");
+    let ops: Result<Vec<Op>, _> = Reader::new(text.as_bytes()).collect();
+    let ops = ops.expect("a history");
+    assert_eq!(ops.len(), 15);
+    let mut again = Vec::new();
+    write(&ops, &mut again).expect("a vector takes everything");
+    assert_eq!(String::from_utf8_lossy(&again), text);
+}
+
 /// Each error says what is wrong with which line.
 #[test]
 fn damaged_lines_are_refused_with_a_reason() {
