@@ -1,10 +1,27 @@
 //! The whole cluster in one thread under a seed.
 //!
 //! Real `raft`, `engine`, `wal` and `net` code on a fake tick, network and disk. One seed gives one
-//! run; a run that fails is replayed by its seed.
+//! run; a run that fails is replayed by its seed. See `docs/testing.md`.
 
 #![forbid(unsafe_code)]
 
 pub mod checker;
+mod client;
+mod disk;
+mod faults;
 pub mod history;
+mod host;
 pub mod invariants;
+mod lifecycle;
+mod network;
+pub mod plan;
+mod queue;
+pub mod report;
+mod rng;
+pub mod run;
+mod storage;
+pub mod trace;
+mod traffic;
+mod world;
+
+pub use queue::Micros;

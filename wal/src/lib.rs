@@ -27,6 +27,7 @@ mod space;
 mod wal;
 
 pub use batch::WriteOp;
+pub use coracle_ring::AlignedBuf;
 pub use disk::Disk;
 pub use error::{LoadError, RecoverError, WalError};
 pub use format::{

@@ -1,0 +1,290 @@
+//! Clients: they send commands, give up, go elsewhere, and write down what they were told.
+
+use std::sync::Arc;
+
+use coracle_engine::{ReadMode, Reply, Via};
+use coracle_net::resp::Protocol;
+
+use crate::history::{Bytes, Op, OpKind, Outcome, Reply as Answer};
+use crate::plan::LoadPlan;
+use crate::rng::Rng;
+
+/// What a client wants to know of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Expect {
+    /// An operation for the history.
+    Op(OpKind),
+    /// A step of a pipeline on a key of its own: exactly this answer.
+    Exactly(Reply),
+    /// Any answer but an error: keys with an expiry.
+    Anything,
+}
+
+/// A command as a client sends it.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) key: Bytes,
+    pub(crate) args: Vec<Vec<u8>>,
+    pub(crate) expect: Expect,
+    pub(crate) writes: bool,
+}
+
+/// A command under way.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) call: Call,
+    pub(crate) call_ns: u64,
+    /// What its answer means, once it is there.
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// One client.
+pub(crate) struct Client {
+    pub(crate) id: u64,
+    /// Where it is connected.
+    pub(crate) host: usize,
+    pub(crate) via: Via,
+    pub(crate) read_mode: ReadMode,
+    pub(crate) protocol: Protocol,
+    /// Counts connections and pipelines; answers to earlier ones are not listened to.
+    pub(crate) serial: u64,
+    pub(crate) open: Vec<Open>,
+    /// Does what it is told instead of what it likes.
+    pub(crate) probing: bool,
+    written: u64,
+}
+
+/// What an answer means.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Verdict {
+    /// Done; for the history.
+    Done(Outcome),
+    /// Certainly not executed; go to this host name and port, if one is named.
+    Refused(Option<(String, u16)>),
+    /// Nobody knows.
+    Unknown,
+    /// Something that must never be answered.
+    Wrong(String),
+}
+
+impl Client {
+    pub(crate) fn new(id: u64, host: usize, rng: &mut Rng) -> Self {
+        let mut client = Self {
+            id,
+            host,
+            via: Via::Plain,
+            read_mode: ReadMode::Leader,
+            protocol: Protocol::Resp2,
+            serial: 0,
+            open: Vec::new(),
+            probing: false,
+            written: 0,
+        };
+        client.connect(host, rng);
+        client
+    }
+
+    /// A fresh connection.
+    pub(crate) fn connect(&mut self, host: usize, rng: &mut Rng) {
+        self.host = host;
+        self.serial += 1;
+        self.via = if rng.chance(0.3) { Via::Core } else { Via::Plain };
+        self.read_mode = if rng.chance(0.4) { ReadMode::AnyReplica } else { ReadMode::Leader };
+        self.protocol = if rng.chance(0.5) { Protocol::Resp2 } else { Protocol::Resp3 };
+    }
+
+    /// What it does next: one command, or a pipeline on one key.
+    pub(crate) fn next(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Vec<Call> {
+        self.serial += 1;
+        match rng.below(10) {
+            0 => self.pipeline(plan, rng),
+            1 => vec![self.expiring(rng)],
+            _ => vec![self.shared(plan, rng)],
+        }
+    }
+
+    /// A value that nobody else writes.
+    fn value(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Vec<u8> {
+        self.written += 1;
+        let mut value = format!("{}.{};", self.id, self.written).into_bytes();
+        let longest = plan.value_bytes_max as u64;
+        let len = if rng.chance(0.1) { rng.between(1, longest) } else { 0 };
+        value.resize(value.len().max(len as usize), b'.');
+        value
+    }
+
+    fn shared(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Call {
+        let number = rng.below(plan.keys);
+        if rng.chance(0.25) {
+            let key = format!("n{number}").into_bytes();
+            return match rng.below(10) {
+                0..4 => op(&key, OpKind::Get),
+                4..9 => op(&key, OpKind::Incr(rng.between(1, 3) as i64)),
+                _ => op(&key, OpKind::Del),
+            };
+        }
+        let key = format!("k{number}").into_bytes();
+        let kind = match rng.below(20) {
+            0..9 => OpKind::Get,
+            9..14 => OpKind::Set(self.value(plan, rng).into()),
+            14 => OpKind::Append(self.value(plan, rng).into()),
+            15 => OpKind::SetNx(self.value(plan, rng).into()),
+            16 => OpKind::GetSet(self.value(plan, rng).into()),
+            17 => OpKind::GetDel,
+            _ => OpKind::Del,
+        };
+        op(&key, kind)
+    }
+
+    /// Keys that expire: their fate depends on clocks, but all replicas must agree on it.
+    fn expiring(&mut self, rng: &mut Rng) -> Call {
+        let key = format!("x{}", rng.below(20)).into_bytes();
+        let ms = rng.between(50, 20_000).to_string().into_bytes();
+        let args = match rng.below(4) {
+            0 | 1 => vec![b"SET".to_vec(), key.clone(), b"v".to_vec(), b"PX".to_vec(), ms],
+            2 => vec![b"PEXPIRE".to_vec(), key.clone(), ms],
+            _ => vec![b"GET".to_vec(), key.clone()],
+        };
+        let writes = args[0] != b"GET";
+        Call { key: key.into(), args, expect: Expect::Anything, writes }
+    }
+
+    /// Commands on a key of its own, sent at once: each must see those before it.
+    fn pipeline(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Vec<Call> {
+        let first = self.value(plan, rng);
+        let second = self.value(plan, rng);
+        let key = format!("p{}.{}", self.id, self.written).into_bytes();
+        let both: Vec<u8> = [first.clone(), second.clone()].concat();
+        let len = Reply::Integer(both.len() as i64);
+        let step = |args: &[&[u8]], answer: Reply| Call {
+            key: key.clone().into(),
+            writes: args[0] != b"GET",
+            args: args.iter().map(|arg| arg.to_vec()).collect(),
+            expect: Expect::Exactly(answer),
+        };
+        match rng.below(3) {
+            0 => vec![
+                step(&[b"SET", &key, &first], Reply::OK),
+                step(&[b"GET", &key], Reply::Bulk(first)),
+            ],
+            1 => vec![
+                step(&[b"SET", &key, &first], Reply::OK),
+                step(&[b"APPEND", &key, &second], len),
+                step(&[b"GET", &key], Reply::Bulk(both)),
+            ],
+            _ => vec![
+                step(&[b"INCR", &key], Reply::Integer(1)),
+                step(&[b"INCR", &key], Reply::Integer(2)),
+                step(&[b"DEL", &key], Reply::Integer(1)),
+                step(&[b"GET", &key], Reply::Null),
+            ],
+        }
+    }
+}
+
+/// The command of an operation.
+pub(crate) fn op(key: &[u8], kind: OpKind) -> Call {
+    let key: Bytes = Arc::from(key);
+    let word = |word: &str| word.as_bytes().to_vec();
+    let mut args = vec![Vec::new(), key.to_vec()];
+    let (name, value) = match &kind {
+        OpKind::Set(value) => ("SET", Some(value.to_vec())),
+        OpKind::Get => ("GET", None),
+        OpKind::Del => ("DEL", None),
+        OpKind::Append(value) => ("APPEND", Some(value.to_vec())),
+        OpKind::Incr(by) => ("INCRBY", Some(by.to_string().into_bytes())),
+        OpKind::SetNx(value) => ("SETNX", Some(value.to_vec())),
+        OpKind::GetSet(value) => ("GETSET", Some(value.to_vec())),
+        OpKind::GetDel => ("GETDEL", None),
+    };
+    args[0] = word(name);
+    args.extend(value);
+    let writes = kind != OpKind::Get;
+    Call { key, args, expect: Expect::Op(kind), writes }
+}
+
+/// What an answer to a call means.
+pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
+    if let Reply::Error(text) = reply {
+        return judge_error(text);
+    }
+    match &call.expect {
+        Expect::Anything => Verdict::Done(Outcome::Reply(Answer::Ok)),
+        Expect::Exactly(wanted) if wanted == reply => Verdict::Done(Outcome::Reply(Answer::Ok)),
+        Expect::Exactly(wanted) => {
+            Verdict::Wrong(format!("a pipeline expects {wanted:?}, but is answered {reply:?}"))
+        }
+        Expect::Op(kind) => {
+            let answer = match reply {
+                Reply::Status("OK") => Some(Answer::Ok),
+                Reply::Integer(number) => Some(Answer::Integer(*number)),
+                Reply::Bulk(bytes) => Some(Answer::Value(Some(bytes.as_slice().into()))),
+                Reply::Null => Some(Answer::Value(None)),
+                _ => None,
+            };
+            let fits = match kind {
+                OpKind::Set(_) => answer == Some(Answer::Ok),
+                OpKind::Get | OpKind::GetSet(_) | OpKind::GetDel => {
+                    matches!(answer, Some(Answer::Value(_)))
+                }
+                _ => matches!(answer, Some(Answer::Integer(_))),
+            };
+            match answer {
+                Some(answer) if fits => Verdict::Done(Outcome::Reply(answer)),
+                _ => Verdict::Wrong(format!("{kind:?} is answered {reply:?}")),
+            }
+        }
+    }
+}
+
+fn judge_error(text: &str) -> Verdict {
+    let mut words = text.split(' ');
+    match words.next() {
+        Some("MOVED") => {
+            let target = words.nth(1).and_then(|address| {
+                let (host, port) = address.rsplit_once(':')?;
+                Some((host.to_owned(), port.parse().ok()?))
+            });
+            match target {
+                Some(target) => Verdict::Refused(Some(target)),
+                None => Verdict::Wrong(format!("a redirection to nowhere: {text}")),
+            }
+        }
+        Some("TRYAGAIN" | "CLUSTERDOWN" | "OOM") => Verdict::Refused(None),
+        Some("UNCERTAIN") => Verdict::Unknown,
+        _ => Verdict::Wrong(format!("an unexpected error: {text}")),
+    }
+}
+
+/// The line of an operation for the history, if it belongs there.
+pub(crate) fn history(client: u64, open: &Open, outcome: Outcome, now_ns: u64) -> Option<Op> {
+    let Expect::Op(kind) = &open.call.expect else { return None };
+    let return_ns = (outcome != Outcome::Unknown).then_some(now_ns);
+    Some(Op {
+        client,
+        key: Arc::clone(&open.call.key),
+        kind: kind.clone(),
+        outcome,
+        call_ns: open.call_ns,
+        return_ns,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_judged_by_what_was_asked() {
+        let get = op(b"k", OpKind::Get);
+        let incr = op(b"n", OpKind::Incr(2));
+        let done = |answer| Verdict::Done(Outcome::Reply(answer));
+        assert_eq!(judge(&get, &Reply::Null), done(Answer::Value(None)));
+        assert_eq!(judge(&incr, &Reply::Integer(2)), done(Answer::Integer(2)));
+        assert!(matches!(judge(&get, &Reply::Integer(2)), Verdict::Wrong(_)));
+        assert!(matches!(judge(&get, &Reply::error("ERR what")), Verdict::Wrong(_)));
+        let moved = judge(&get, &Reply::error("MOVED 77 h2:7101"));
+        assert_eq!(moved, Verdict::Refused(Some(("h2".to_owned(), 7101))));
+        assert_eq!(judge(&get, &Reply::error("UNCERTAIN outcome unknown: x")), Verdict::Unknown);
+    }
+}

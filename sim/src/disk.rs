@@ -1,0 +1,299 @@
+//! The disk of one core: what survives a crash, and what a crash of the process in the middle of
+//! file work leaves behind.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coracle_wal::{Disk, MemDisk, MemFile, SECTOR_BYTES, Unsynced};
+
+use crate::host::Lie;
+use crate::rng::Rng;
+
+/// A directory in memory, with faults.
+#[derive(Clone, Debug)]
+pub(crate) struct SimDisk {
+    mem: MemDisk,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// File operations until the process dies; none: it lives.
+    left: Option<u32>,
+    full: bool,
+    unreadable: bool,
+    /// Takes what an error hides: operations after the death change nothing.
+    died: bool,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub(crate) fn new() -> Self {
+        Self { mem: MemDisk::new(), state: Arc::default() }
+    }
+
+    /// A copy as it is now, synced or not: what a backup of a running node holds.
+    pub(crate) fn copy(&self) -> Self {
+        Self { mem: self.mem.fork(), state: Arc::default() }
+    }
+
+    /// The content under the faults.
+    pub(crate) const fn mem(&self) -> &MemDisk {
+        &self.mem
+    }
+
+    /// The process dies during the file operation after `left` more.
+    pub(crate) fn die_after(&self, left: u32) {
+        self.lock().left = Some(left);
+    }
+
+    /// A new process: file operations work again.
+    pub(crate) fn revive(&self) {
+        let mut state = self.lock();
+        state.left = None;
+        state.died = false;
+    }
+
+    /// Whether the process died during a file operation.
+    pub(crate) fn died(&self) -> bool {
+        self.lock().died
+    }
+
+    /// Whether there is no space for new files.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Whether reading fails.
+    pub(crate) fn set_unreadable(&self, unreadable: bool) {
+        self.lock().unreadable = unreadable;
+    }
+
+    /// Power fails: each unsynced sector and directory change is kept or lost by chance.
+    pub(crate) fn lose_power(&self, rng: &mut Rng) {
+        let keep = match rng.below(3) {
+            0 => 0.0,
+            1 => 1.0,
+            _ => rng.unit(),
+        };
+        self.mem.crash(&mut |_: Unsynced<'_>| rng.chance(keep));
+    }
+
+    /// Changes bits of a few bytes somewhere in one of the files, durably. Returns where.
+    pub(crate) fn rot(&self, rng: &mut Rng) -> Option<String> {
+        let name = self.any_file(rng)?;
+        let bytes = self.mem.contents(&name)?;
+        // Where something is written, or it would be damage that nobody can ever see.
+        let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
+        let at = rng.below(used as u64) as usize;
+        let len = *rng.pick(&[1usize, 1, 8, SECTOR_BYTES, 4096]);
+        for offset in at..(at + len).min(used) {
+            self.mem.flip(&name, offset, (rng.next() as u8).max(1));
+        }
+        Some(format!("{len} bytes at {at} of {name}"))
+    }
+
+    /// One of the files with content.
+    pub(crate) fn any_file(&self, rng: &mut Rng) -> Option<String> {
+        let mut names = self.mem.list().ok()?;
+        names.sort();
+        (!names.is_empty()).then(|| rng.pick(&names).clone())
+    }
+
+    /// A batch write reaches the medium and is durable.
+    ///
+    /// # Errors
+    /// When the disk is dead.
+    pub(crate) fn write_dsync(
+        &self,
+        file: &MemFile,
+        offset: u64,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        self.mem.write_dsync(file, offset, bytes)
+    }
+
+    /// A batch write that the disk says it has done, and has not done so.
+    ///
+    /// # Errors
+    /// When the disk is dead.
+    pub(crate) fn write_lying(
+        &self,
+        file: &MemFile,
+        offset: u64,
+        bytes: &[u8],
+        lie: Lie,
+    ) -> io::Result<usize> {
+        const BLOCK: usize = 4096;
+        match lie {
+            Lie::Misdirect => {
+                let len = self.mem.len(file)?;
+                let elsewhere = if offset >= 3 * BLOCK as u64 {
+                    offset - 2 * BLOCK as u64
+                } else {
+                    offset + 8 * BLOCK as u64
+                };
+                let fits = (len.saturating_sub(elsewhere) as usize).min(bytes.len());
+                self.mem.write_dsync(file, elsewhere, &bytes[..fits])?;
+            }
+            Lie::Stale => {
+                let stale = (offset as usize / BLOCK) % bytes.len().div_ceil(BLOCK);
+                for (at, block) in bytes.chunks(BLOCK).enumerate() {
+                    if at != stale {
+                        self.mem.write_dsync(file, offset + (at * BLOCK) as u64, block)?;
+                    }
+                }
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// A batch write that was under way when the process or the power went: it arrives whole, in
+    /// part, or not at all.
+    pub(crate) fn write_torn(&self, file: &MemFile, offset: u64, bytes: &[u8], rng: &mut Rng) {
+        let keep = match rng.below(4) {
+            0 => 0.0,
+            1 => 1.0,
+            _ => rng.unit(),
+        };
+        for (at, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
+            if rng.chance(keep) {
+                let offset = offset + (at * SECTOR_BYTES) as u64;
+                // A dead disk takes nothing; then nothing arrives.
+                let _ = self.mem.write_dsync(file, offset, sector);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation that changes something.
+    fn change(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        match &mut state.left {
+            None => Ok(()),
+            Some(0) => {
+                state.died = true;
+                Err(io::Error::other("the process is dead"))
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn space(&self) -> io::Result<()> {
+        if self.lock().full {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Disk for SimDisk {
+    type File = MemFile;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.mem.list()
+    }
+
+    fn open(&self, name: &str) -> io::Result<MemFile> {
+        self.mem.open(name)
+    }
+
+    fn create(&self, name: &str) -> io::Result<MemFile> {
+        self.change()?;
+        self.space()?;
+        self.mem.create(name)
+    }
+
+    fn len(&self, file: &MemFile) -> io::Result<u64> {
+        self.mem.len(file)
+    }
+
+    fn read_at(&self, file: &MemFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.lock().unreadable {
+            return Err(io::Error::other("the medium cannot be read"));
+        }
+        self.mem.read_at(file, offset, buffer)
+    }
+
+    fn write_at(&self, file: &MemFile, offset: u64, buffer: &[u8]) -> io::Result<usize> {
+        self.change()?;
+        self.mem.write_at(file, offset, buffer)
+    }
+
+    fn sync_data(&self, file: &MemFile) -> io::Result<()> {
+        self.change()?;
+        self.mem.sync_data(file)
+    }
+
+    fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
+        self.change()?;
+        self.mem.truncate(name, len)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change()?;
+        self.mem.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.change()?;
+        self.mem.remove(name)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.change()?;
+        self.mem.sync_dir()
+    }
+
+    fn display(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_process_changes_nothing_any_more() {
+        let disk = SimDisk::new();
+        disk.die_after(1);
+        let file = disk.create("a").expect("one more");
+        assert!(disk.write_at(&file, 0, &[1; 4096]).is_err());
+        assert!(disk.died());
+        disk.revive();
+        assert_eq!(disk.len(&file).expect("there"), 0);
+        disk.write_at(&file, 0, &[1; 4096]).expect("a new process");
+    }
+
+    #[test]
+    fn a_torn_write_leaves_whole_sectors() {
+        let mut mixed = 0;
+        for seed in 0..50 {
+            let disk = SimDisk::new();
+            let mut rng = Rng::new(seed, "test");
+            let file = disk.create("a").expect("created");
+            disk.write_at(&file, 0, &[1; 4096]).expect("written");
+            disk.sync_data(&file).expect("synced");
+            disk.write_torn(&file, 0, &[2; 4096], &mut rng);
+            let bytes = disk.mem().contents("a").expect("there");
+            let sectors: Vec<&[u8]> = bytes.chunks(SECTOR_BYTES).collect();
+            assert!(sectors.iter().all(|s| s.iter().all(|byte| *byte == s[0])));
+            let new = sectors.iter().filter(|s| s[0] == 2).count();
+            mixed += usize::from(new > 0 && new < sectors.len());
+        }
+        assert!(mixed > 10, "only {mixed} were torn");
+    }
+}

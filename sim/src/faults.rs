@@ -1,0 +1,346 @@
+//! Faults and how they end.
+
+use coracle_raft::{GroupId, Role};
+
+use crate::disk::SimDisk;
+use crate::host::Lie;
+use crate::lifecycle::Crash;
+use crate::plan::{Fault, MS, SECOND};
+use crate::world::{Event, Step, World};
+
+/// The end of a fault.
+#[derive(Clone, Debug)]
+pub(crate) enum Undo {
+    /// Nothing is cut in these directions any more.
+    Heal(Vec<(usize, usize)>),
+    /// A link that flaps changes its state once more.
+    Flap {
+        a: usize,
+        b: usize,
+        cut: bool,
+        left: u32,
+    },
+    SlowNet(usize),
+    Corrupt,
+    SlowDisk(usize),
+    FullDisk(usize),
+    ReadError(usize),
+    SlowCore(usize),
+    CrashAgain(usize),
+}
+
+impl World {
+    /// One more fault, and plans the next.
+    pub(crate) fn fault(&mut self) -> Step {
+        if !self.faulty {
+            return Ok(());
+        }
+        let next = self.rng.wait(self.plan.fault_every);
+        self.queue.push(self.now + next, Event::Fault);
+        let fault = *self.rng.pick(&self.plan.faults);
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if self.inject(fault, node) {
+            self.counters.count_fault(fault);
+        }
+        Ok(())
+    }
+
+    /// Does it, if that is possible now.
+    fn inject(&mut self, fault: Fault, node: usize) -> bool {
+        let nodes = self.nodes.len();
+        let other = (node + 1 + self.rng.below(nodes as u64 - 1) as usize) % nodes;
+        let long = self.rng.wait(2 * SECOND);
+        let addr = self.hosts[self.hosts_of(node).start].addr;
+        self.trace.node(self.now, addr, "Fault", fault.name().to_owned());
+        match fault {
+            Fault::Kill | Fault::PowerLoss => {
+                if !self.may_crash(node) {
+                    return false;
+                }
+                let power = fault == Fault::PowerLoss;
+                self.crash(node, if power { Crash::Power } else { Crash::Process });
+                self.plan_start(node, long);
+            }
+            Fault::Blackout => {
+                if !(0..nodes).all(|node| self.may_crash(node)) {
+                    return false;
+                }
+                for node in 0..nodes {
+                    self.crash(node, Crash::Power);
+                    let after = self.rng.between(0, SECOND);
+                    self.plan_start(node, after);
+                }
+            }
+            Fault::CrashLoop => {
+                self.nodes[node].crash_loops = self.rng.between(2, 5) as u32;
+                self.crash_again(node);
+            }
+            Fault::Pause => {
+                let until = self.now + self.rng.wait(SECOND);
+                self.nodes[node].paused_until = until;
+            }
+            Fault::Isolate => self.cut_until(&pairs(node, |other| other != node, nodes), long),
+            Fault::Split => {
+                let side = self.rng.below((1 << nodes) - 2) + 1;
+                let on_side = |node: usize| side >> node & 1 == 1;
+                let cut: Vec<_> = (0..nodes)
+                    .filter(|&a| on_side(a))
+                    .flat_map(|a| pairs(a, |b| !on_side(b), nodes))
+                    .collect();
+                self.cut_until(&cut, long);
+            }
+            Fault::Cut => self.cut_until(&[(node, other), (other, node)], long),
+            Fault::OneWay => {
+                let all = self.rng.chance(0.5);
+                let inward = self.rng.chance(0.5);
+                let others = (0..nodes).filter(|&b| b != node && (all || b == other));
+                let cut: Vec<_> =
+                    others.map(|b| if inward { (b, node) } else { (node, b) }).collect();
+                self.cut_until(&cut, long);
+            }
+            Fault::Flap => {
+                let left = self.rng.between(4, 20) as u32;
+                self.undo_flap(node, other, true, left);
+            }
+            Fault::Swizzle => {
+                let mut order: Vec<usize> = (0..nodes).filter(|_| self.rng.chance(0.7)).collect();
+                order.sort_by_key(|_| self.rng.next());
+                for node in order {
+                    let cut = pairs(node, |other| other != node, nodes);
+                    let length = self.rng.wait(2 * SECOND);
+                    self.cut_until(&cut, length);
+                }
+            }
+            Fault::Reset => {
+                let links = self.net.links_between(node, other);
+                for link in links {
+                    self.break_link(link);
+                }
+            }
+            Fault::SlowNet => {
+                self.net.set_slow(node, self.plan.net.delay.1 * 20);
+                self.queue.push(self.now + long, Event::Undo(Undo::SlowNet(node)));
+            }
+            Fault::Corrupt => {
+                self.net.corrupting = true;
+                self.queue.push(self.now + long, Event::Undo(Undo::Corrupt));
+            }
+            Fault::StuckDisk => {
+                let until = self.now + long;
+                for host in self.hosts_of(node) {
+                    self.hosts[host].stuck_until = until;
+                }
+            }
+            Fault::SlowDisk => {
+                let slowness = self.rng.between(5, 100);
+                for host in self.hosts_of(node) {
+                    self.hosts[host].disk_slowness = slowness;
+                }
+                self.queue.push(self.now + long, Event::Undo(Undo::SlowDisk(node)));
+            }
+            Fault::FullDisk => {
+                self.set_full(node, true);
+                self.queue.push(self.now + long, Event::Undo(Undo::FullDisk(node)));
+            }
+            Fault::WriteError => {
+                if !self.may_crash(node) {
+                    return false;
+                }
+                let host = self.hosts_of(node).start;
+                self.hosts[host].write_fails = true;
+            }
+            Fault::ReadError => {
+                self.set_unreadable(node, true);
+                self.queue.push(self.now + long, Event::Undo(Undo::ReadError(node)));
+            }
+            Fault::SlowCore => {
+                self.nodes[node].slowness = self.rng.between(5, 200);
+                self.queue.push(self.now + long, Event::Undo(Undo::SlowCore(node)));
+            }
+            Fault::ClockJump => {
+                let jump = *self.rng.pick(&[-864_000_000i64, -3_600_000, -500, 500, 3_600_000]);
+                self.nodes[node].clock_ms += jump;
+            }
+            Fault::Transfer => return self.transfer(),
+            Fault::BitRot | Fault::Misdirect | Fault::StaleBlock => return self.damage(fault),
+            Fault::Wipe | Fault::OldCopy => return self.replace_disk(fault),
+        }
+        true
+    }
+
+    /// A disk that deceived us tells that apart from a torn write only once a later write says
+    /// that the earlier one is durable.
+    pub(crate) fn may_crash(&self, node: usize) -> bool {
+        let lying = |host: usize| {
+            self.hosts[host].storage.as_ref().is_some_and(|storage| storage.is_lie_open())
+        };
+        !self.hosts_of(node).any(lying)
+    }
+
+    fn cut_until(&mut self, cut: &[(usize, usize)], long: u64) {
+        for &(from, to) in cut {
+            self.net.cut(from, to);
+            if self.rng.chance(0.3) {
+                for link in self.net.links_between(from, to) {
+                    self.break_link(link);
+                }
+            }
+        }
+        self.queue.push(self.now + long, Event::Undo(Undo::Heal(cut.to_vec())));
+    }
+
+    /// Lets messages pass again in one direction.
+    pub(crate) fn heal(&mut self, from: usize, to: usize) {
+        let (broken, late) = self.net.heal(from, to);
+        for link in broken {
+            self.break_link(link);
+        }
+        for frame in late {
+            self.travel(frame);
+        }
+    }
+
+    fn undo_flap(&mut self, a: usize, b: usize, cut: bool, left: u32) {
+        if cut {
+            self.net.cut(a, b);
+            self.net.cut(b, a);
+        } else {
+            self.heal(a, b);
+            self.heal(b, a);
+        }
+        if left > 0 {
+            let after = self.rng.wait(200 * MS);
+            let undo = Undo::Flap { a, b, cut: !cut, left: left - 1 };
+            self.queue.push(self.now + after, Event::Undo(undo));
+        }
+    }
+
+    fn crash_again(&mut self, node: usize) {
+        if self.nodes[node].crash_loops == 0 || !self.faulty || !self.may_crash(node) {
+            return;
+        }
+        self.nodes[node].crash_loops -= 1;
+        let power = self.rng.chance(0.5);
+        self.crash(node, if power { Crash::Power } else { Crash::Process });
+        let restart = self.rng.between(MS, 300 * MS);
+        self.plan_start(node, restart);
+        let again = restart + self.rng.wait(150 * MS);
+        self.queue.push(self.now + again, Event::Undo(Undo::CrashAgain(node)));
+    }
+
+    pub(crate) fn set_full(&mut self, node: usize, full: bool) {
+        for host in self.hosts_of(node) {
+            self.hosts[host].disk.set_full(full);
+        }
+    }
+
+    pub(crate) fn set_unreadable(&mut self, node: usize, unreadable: bool) {
+        for host in self.hosts_of(node) {
+            self.hosts[host].disk.set_unreadable(unreadable);
+        }
+    }
+
+    /// Asks a leader to hand over to some other replica.
+    fn transfer(&mut self) -> bool {
+        let group = GroupId::new(self.rng.below(u64::from(self.plan.groups)) as u32);
+        let leads = |host: &crate::host::Host| {
+            let status = host.core.as_ref().and_then(|core| core.group_status(group));
+            status.is_some_and(|status| status.role == Role::Leader)
+        };
+        let Some(host) = self.hosts.iter().position(leads) else { return false };
+        let replicas: Vec<_> = self.map.replicas(group).collect();
+        let to = *self.rng.pick(&replicas);
+        let Some(core) = self.hosts[host].core.as_mut() else { return false };
+        let began = core.transfer_leadership(group, to);
+        self.wake(host);
+        began
+    }
+
+    /// Damages something that the victim holds.
+    fn damage(&mut self, fault: Fault) -> bool {
+        let node = self.plan.victim as usize;
+        let cores = self.hosts_of(node);
+        let host = cores.start + self.rng.below(cores.len() as u64) as usize;
+        let state = &mut self.hosts[host];
+        let Some(storage) = &mut state.storage else { return false };
+        let what = match fault {
+            Fault::BitRot => {
+                let Some(place) = state.disk.rot(&mut self.rng) else { return false };
+                storage.lied();
+                place
+            }
+            Fault::Misdirect => {
+                storage.lie_next(Lie::Misdirect);
+                "the next write".to_owned()
+            }
+            _ => {
+                storage.lie_next(Lie::Stale);
+                "the next write".to_owned()
+            }
+        };
+        let addr = state.addr;
+        self.nodes[node].damaged = true;
+        self.trace.node(self.now, addr, "Damage", what);
+        true
+    }
+
+    /// The victim's disk is another one: empty, or as it was some time ago.
+    fn replace_disk(&mut self, fault: Fault) -> bool {
+        let node = self.plan.victim as usize;
+        if !self.may_crash(node) {
+            return false;
+        }
+        let old: Option<Vec<_>> =
+            self.hosts_of(node).map(|host| self.hosts[host].backup.clone()).collect();
+        let disks = match (fault, old) {
+            (Fault::Wipe, _) => self.hosts_of(node).map(|_| SimDisk::new()).collect(),
+            (_, Some(old)) => old,
+            (_, None) => return false,
+        };
+        self.crash(node, Crash::Power);
+        for (host, disk) in self.hosts_of(node).zip(disks) {
+            self.hosts[host].disk = disk;
+        }
+        self.nodes[node].damaged = true;
+        self.plan_restart(node);
+        true
+    }
+
+    /// Keeps a copy of the victim's disk, to be put back later.
+    pub(crate) fn back_up(&mut self) {
+        for host in self.hosts_of(self.plan.victim as usize) {
+            let copy = self.hosts[host].disk.copy();
+            self.hosts[host].backup = Some(copy);
+        }
+    }
+
+    /// The end of a fault.
+    pub(crate) fn undo(&mut self, undo: Undo) -> Step {
+        match undo {
+            Undo::Heal(cuts) => cuts.into_iter().for_each(|(from, to)| self.heal(from, to)),
+            Undo::Flap { a, b, cut, left } => {
+                if self.faulty || !cut {
+                    self.undo_flap(a, b, cut, left);
+                }
+            }
+            Undo::SlowNet(node) => self.net.set_slow(node, 0),
+            Undo::Corrupt => self.net.corrupting = false,
+            Undo::SlowDisk(node) => {
+                for host in self.hosts_of(node) {
+                    self.hosts[host].disk_slowness = 1;
+                }
+            }
+            Undo::FullDisk(node) => self.set_full(node, false),
+            Undo::ReadError(node) => self.set_unreadable(node, false),
+            Undo::SlowCore(node) => self.nodes[node].slowness = 1,
+            Undo::CrashAgain(node) => self.crash_again(node),
+        }
+        Ok(())
+    }
+}
+
+/// Both directions between a node and some others.
+fn pairs(node: usize, others: impl Fn(usize) -> bool, nodes: usize) -> Vec<(usize, usize)> {
+    let others = (0..nodes).filter(|&other| other != node && others(other));
+    others.flat_map(|other| [(node, other), (other, node)]).collect()
+}

@@ -1,0 +1,221 @@
+//! Processes end and start again.
+
+use coracle_engine::{Core, CoreConfig, Effects, Recovery};
+use coracle_raft::Record;
+use coracle_wal::{Identity, Options};
+
+use crate::host::{Arrival, Seen};
+use crate::network::CLUSTER_ID;
+use crate::plan::{Fault, MS, SECOND};
+use crate::queue::Micros;
+use crate::report::Failure;
+use crate::storage::Storage;
+use crate::world::{Event, Step, World};
+
+/// How soon a supervisor starts a process again.
+const RESTART: (Micros, Micros) = (100 * MS, 3 * SECOND);
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// The process is gone, the machine is not.
+    Process,
+    /// The machine is.
+    Power,
+}
+
+impl World {
+    /// A process ends because of its disk.
+    pub(crate) fn died(&mut self, host: usize, why: String) {
+        let addr = self.hosts[host].addr;
+        self.trace.node(self.now, addr, "Exit", why);
+        self.counters.exits += 1;
+        let node = self.node_of(host);
+        self.crash(node, Crash::Process);
+        let after = self.rng.between(RESTART.0, RESTART.1);
+        self.plan_start(node, after);
+    }
+
+    /// Ends all cores of a node at once.
+    pub(crate) fn crash(&mut self, node: usize, how: Crash) {
+        if !self.nodes[node].up {
+            return;
+        }
+        self.nodes[node].up = false;
+        self.nodes[node].generation += 1;
+        self.nodes[node].paused_until = 0;
+        let power = how == Crash::Power;
+        let event = if power { "PowerLoss" } else { "Crash" };
+        self.trace.node(self.now, self.hosts[self.hosts_of(node).start].addr, event, String::new());
+        self.counters.crashes += 1;
+        for host in self.hosts_of(node) {
+            let state = &mut self.hosts[host];
+            if let Some(core) = state.core.take() {
+                self.counters.add(&core.stats());
+            }
+            if let Some(storage) = state.storage.take() {
+                storage.crash(power, &mut self.rng);
+            }
+            state.life += 1;
+            state.inbox.clear();
+            state.turn_planned = false;
+            state.effects = Effects::default();
+            state.askers.clear();
+            state.connections.clear();
+            let addr = state.addr;
+            self.invariants.stopped(addr);
+        }
+        self.drop_connections(node, power);
+    }
+
+    fn drop_connections(&mut self, node: usize, power: bool) {
+        let own = self.hosts_of(node);
+        for link in 0..self.net.links.len() {
+            let (from, to) = (self.net.links[link].from, self.net.links[link].to);
+            let (from, to) = (self.host_at(from), self.host_at(to));
+            if own.contains(&to) && !own.contains(&from) && self.net.break_link(link) {
+                let epoch = self.net.links[link].epoch;
+                let arrival = Arrival::LinkEnded { link, epoch };
+                let after = self.silence(power);
+                self.queue.push(self.now + after, Event::ArriveAny { host: from, arrival });
+            } else if own.contains(&from) && !own.contains(&to) {
+                self.net.forget(link);
+                let arrival = Arrival::PeerEnded(self.net.links[link].from);
+                let after = self.silence(power);
+                self.queue.push(self.now + after, Event::ArriveAny { host: to, arrival });
+            }
+        }
+        for client in 0..self.clients.len() {
+            if own.contains(&self.clients[client].host) {
+                let serial = self.clients[client].serial;
+                let after = self.silence(power);
+                self.queue.push(self.now + after, Event::Disconnected { client, serial });
+            }
+        }
+    }
+
+    /// How long others do not notice that a process is gone.
+    fn silence(&mut self, power: bool) -> Micros {
+        if power { self.rng.between(100 * MS, 10 * SECOND) } else { self.rng.between(50, 5 * MS) }
+    }
+
+    /// Starts a node after a while, if nothing else happens to it before.
+    pub(crate) fn plan_start(&mut self, node: usize, after: Micros) {
+        let generation = self.nodes[node].generation;
+        self.queue.push(self.now + after, Event::Start { node, generation });
+    }
+
+    pub(crate) fn plan_restart(&mut self, node: usize) {
+        let after = self.rng.between(RESTART.0, RESTART.1);
+        self.plan_start(node, after);
+    }
+
+    /// Starts a node from its disks.
+    pub(crate) fn start_node(&mut self, node: usize) -> Step {
+        if self.nodes[node].up || self.nodes[node].refused.is_some() {
+            return Ok(());
+        }
+        self.nodes[node].up = true;
+        self.counters.starts += 1;
+        let executors = self.rng.between(1, u64::from(self.plan.cores)) as usize;
+        self.nodes[node].busy = vec![self.now; executors];
+        for host in self.hosts_of(node) {
+            if let Err(why) = self.start_host(host)? {
+                let addr = self.hosts[host].addr;
+                self.trace.node(self.now, addr, "StartFailed", why);
+                self.crash(node, Crash::Process);
+                self.plan_restart(node);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts one core. The inner error is why it has to be tried again.
+    fn start_host(&mut self, host: usize) -> Result<Result<(), String>, Failure> {
+        let node = self.node_of(host);
+        let addr = self.hosts[host].addr;
+        let disk = self.hosts[host].disk.clone();
+        disk.revive();
+        // What cannot be read at the start counts as damage for good.
+        disk.set_unreadable(false);
+        let options = Options {
+            identity: Identity {
+                cluster: CLUSTER_ID,
+                node: addr.node,
+                core: u32::from(addr.core.0),
+            },
+            segment_bytes: self.plan.disk.segment_bytes,
+            batch_bytes_max: 32 << 10,
+            groups_max: 16,
+            salt_seed: self.rng.next().max(1),
+            ..Options::default()
+        };
+        // Now and then the process dies while it recovers.
+        if self.faulty && self.plan.faults.contains(&Fault::CrashLoop) && self.rng.chance(0.2) {
+            disk.die_after(self.rng.below(10) as u32);
+        }
+        let mut recovery = Recovery::new(self.map.clone(), addr);
+        let mut records: Vec<Record> = Vec::new();
+        let recovered = coracle_wal::recover(disk.clone(), options, &mut |record| {
+            records.push(record.clone());
+            recovery.record(record);
+        });
+        let (wal, report) = match recovered {
+            Ok(recovered) => recovered,
+            Err(error) if disk.died() => return Ok(Err(error.to_string())),
+            Err(error) if self.nodes[node].damaged => {
+                self.nodes[node].refused = Some(error.to_string());
+                return Ok(Err(error.to_string()));
+            }
+            Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
+        };
+        for group in self.map.groups_on(addr).filter(|&group| report.is_damaged(group)) {
+            recovery.mark_damaged(group, "its part of the log is damaged");
+        }
+        let damaged = recovery.damaged();
+        self.counters.groups_damaged += damaged.len() as u64;
+        if !damaged.is_empty() && !self.nodes[node].damaged {
+            let text = format!("{addr} finds damage that nobody made: {damaged:?}, {report:?}");
+            return Err(self.failure("recovery", text));
+        }
+        let forgotten: Vec<_> = damaged.keys().copied().collect();
+        self.invariants.forgot(addr, &forgotten);
+        let mut storage = Storage::new(wal);
+        while !storage.may_seal() {
+            if !storage.start_task() {
+                break;
+            }
+            match storage.task_done() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Err("the disk is full".to_owned())),
+                Err(error) if disk.died() => return Ok(Err(error.to_string())),
+                Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
+            }
+        }
+        disk.revive();
+        let config = CoreConfig {
+            seed: self.rng.next(),
+            cache_bytes_max: self.plan.cache_bytes,
+            ..CoreConfig::new(addr, self.map.clone())
+        };
+        let core = Core::new(config, recovery);
+        self.invariants.durable(addr, &records);
+        let started = self.invariants.started(addr, &core);
+        started.map_err(|violation| self.violation(&violation))?;
+        let torn = report.torn.map(|torn| torn.to_string()).unwrap_or_default();
+        self.trace.node(self.now, addr, "Start", torn);
+        let seen = core.groups_hosted().filter_map(|group| {
+            let status = core.group_status(group)?;
+            Some(Seen { group, role: status.role, term: status.term, commit: status.commit })
+        });
+        let seen = seen.collect();
+        let state = &mut self.hosts[host];
+        (state.core, state.storage, state.seen) = (Some(core), Some(storage), seen);
+        let life = state.life;
+        let first = self.now + self.rng.below(self.plan.tick);
+        self.queue.push(first, Event::Tick { host, life });
+        self.wake(host);
+        Ok(Ok(()))
+    }
+}

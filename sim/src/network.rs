@@ -1,0 +1,388 @@
+//! Links between the cores of different nodes: real frames, really encoded and decoded.
+//!
+//! A link is one direction of a core pair, a connection that its sender dials. Its bytes arrive
+//! in order or not at all. With datagrams on, consensus messages leave the stream and may be
+//! lost, doubled or overtaken: raft has to stand that whatever carries it.
+
+use std::collections::BTreeSet;
+
+use coracle_engine::{CoreAddr, PeerMessage};
+use coracle_net::frame::{self, Decoder, FrameBuf, Hello, Incoming};
+
+use crate::plan::{MS, NetPlan};
+use crate::queue::Micros;
+use crate::rng::Rng;
+
+/// Frames that a cut holds back before the connection breaks.
+const HELD_MAX: usize = 2000;
+/// Number of the simulated cluster.
+pub(crate) const CLUSTER_ID: u128 = 0xC0_4A_C1_E5;
+
+/// One direction of a pair of cores.
+pub(crate) struct Link {
+    pub(crate) from: CoreAddr,
+    pub(crate) to: CoreAddr,
+    /// Counts connections and their ends; frames of another one are nobody's.
+    pub(crate) epoch: u64,
+    state: State,
+    decoder: Decoder,
+    greeted: bool,
+    due: Micros,
+    held: Vec<Frame>,
+    backoff: Micros,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Down {
+        until: Micros,
+    },
+    Up,
+    /// Dead, and the sender does not know it yet.
+    Broken,
+}
+
+/// Bytes on their way.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) link: usize,
+    pub(crate) epoch: u64,
+    bytes: Vec<u8>,
+    datagram: bool,
+    /// What it held before its bytes were changed.
+    damaged: Option<Vec<PeerMessage>>,
+}
+
+/// What a frame turned out to be at its receiver.
+pub(crate) enum Arrived {
+    Messages(CoreAddr, Vec<PeerMessage>),
+    Nothing,
+    /// The bytes make no sense: the receiver closes the link.
+    Refused,
+    /// Changed bytes were taken for messages that nobody sent.
+    Forged(String),
+}
+
+/// All links.
+pub(crate) struct Network {
+    pub(crate) links: Vec<Link>,
+    plan: NetPlan,
+    hosts: usize,
+    /// Directions between nodes, by place, in which nothing passes.
+    cut: BTreeSet<(usize, usize)>,
+    /// Nodes whose messages take this much longer.
+    slow: Vec<Micros>,
+    pub(crate) corrupting: bool,
+    /// No faults at all between these nodes.
+    pub(crate) spared: BTreeSet<usize>,
+    rng: Rng,
+    buffer: FrameBuf,
+    cores: usize,
+    pub(crate) frames: u64,
+    pub(crate) frames_lost: u64,
+}
+
+impl Network {
+    pub(crate) fn new(seed: u64, plan: NetPlan, addrs: &[CoreAddr], cores: usize) -> Self {
+        let mut links = Vec::new();
+        for &from in addrs {
+            for &to in addrs {
+                links.push(Link {
+                    from,
+                    to,
+                    epoch: 0,
+                    state: State::Down { until: 0 },
+                    decoder: Decoder::new(),
+                    greeted: false,
+                    due: 0,
+                    held: Vec::new(),
+                    backoff: 0,
+                });
+            }
+        }
+        Self {
+            links,
+            plan,
+            hosts: addrs.len(),
+            cut: BTreeSet::new(),
+            slow: vec![0; addrs.len() / cores],
+            corrupting: false,
+            spared: BTreeSet::new(),
+            rng: Rng::new(seed, "net"),
+            buffer: FrameBuf::new(),
+            cores,
+            frames: 0,
+            frames_lost: 0,
+        }
+    }
+
+    /// The link between two hosts.
+    pub(crate) const fn link(&self, from: usize, to: usize) -> usize {
+        from * self.hosts + to
+    }
+
+    const fn ends(&self, link: usize) -> (usize, usize) {
+        (link / self.hosts, link % self.hosts)
+    }
+
+    /// The hosts at the ends of all links between two nodes, both directions.
+    pub(crate) fn links_between(&self, a: usize, b: usize) -> Vec<usize> {
+        let node = |host: usize| host / self.cores;
+        (0..self.links.len())
+            .filter(|&link| {
+                let (from, to) = self.ends(link);
+                (node(from), node(to)) == (a, b) || (node(from), node(to)) == (b, a)
+            })
+            .collect()
+    }
+
+    /// Lets nothing pass from one node to another.
+    pub(crate) fn cut(&mut self, from: usize, to: usize) {
+        if from != to {
+            self.cut.insert((from, to));
+        }
+    }
+
+    /// Lets messages pass again. Returns links that broke, and frames that were held back.
+    pub(crate) fn heal(&mut self, from: usize, to: usize) -> (Vec<usize>, Vec<Frame>) {
+        let (mut broken, mut late) = (Vec::new(), Vec::new());
+        if !self.cut.remove(&(from, to)) {
+            return (broken, late);
+        }
+        for link in self.links_between(from, to) {
+            let (a, b) = self.ends(link);
+            if (a / self.cores, b / self.cores) != (from, to) || self.links[link].held.is_empty() {
+                continue;
+            }
+            let held = std::mem::take(&mut self.links[link].held);
+            if self.rng.chance(0.5) {
+                broken.push(link);
+            } else {
+                late.extend(held);
+            }
+        }
+        (broken, late)
+    }
+
+    /// All directions that are cut.
+    pub(crate) fn cuts(&self) -> Vec<(usize, usize)> {
+        self.cut.iter().copied().collect()
+    }
+
+    pub(crate) fn set_slow(&mut self, node: usize, more: Micros) {
+        self.slow[node] = more;
+    }
+
+    /// Whether a connection can be made now.
+    fn reachable(&self, link: usize) -> bool {
+        let (from, to) = self.ends(link);
+        let (from, to) = (from / self.cores, to / self.cores);
+        !self.cut.contains(&(from, to)) && !self.cut.contains(&(to, from))
+    }
+
+    /// Dials if needed; whether messages can be handed to the link.
+    pub(crate) fn connect(&mut self, link: usize, now: Micros, peer_is_up: bool) -> Option<Frame> {
+        let State::Down { until } = self.links[link].state else { return None };
+        if now < until || !peer_is_up || !self.reachable(link) {
+            return None;
+        }
+        let (from, to) = (self.links[link].from, self.links[link].to);
+        let hello =
+            Hello { version: frame::VERSION, cluster_id: CLUSTER_ID, from, to, incarnation: 1 };
+        frame::encode_hello(&hello, &mut self.buffer);
+        let bytes = self.take_bytes();
+        let state = &mut self.links[link];
+        state.epoch += 1;
+        state.state = State::Up;
+        state.decoder = Decoder::new();
+        state.greeted = false;
+        state.due = now;
+        state.held.clear();
+        Some(Frame { link, epoch: state.epoch, bytes, datagram: false, damaged: None })
+    }
+
+    /// Whether the link is down and its sender knows it.
+    pub(crate) fn is_down(&self, link: usize) -> bool {
+        matches!(self.links[link].state, State::Down { .. })
+    }
+
+    /// Encodes messages for a link that is not down.
+    pub(crate) fn encode(&mut self, link: usize, messages: Vec<PeerMessage>) -> Vec<Frame> {
+        if self.links[link].state != State::Up {
+            self.frames_lost += 1;
+            return Vec::new();
+        }
+        let mut frames = Vec::new();
+        if self.plan.datagrams {
+            let is_raft = |m: &PeerMessage| matches!(m, PeerMessage::Raft { .. });
+            let (single, stream): (Vec<_>, Vec<_>) = messages.into_iter().partition(is_raft);
+            for message in single {
+                frames.push(self.frame(link, vec![message], true));
+            }
+            if !stream.is_empty() {
+                frames.push(self.frame(link, stream, false));
+            }
+        } else {
+            frames.push(self.frame(link, messages, false));
+        }
+        frames
+    }
+
+    fn frame(&mut self, link: usize, messages: Vec<PeerMessage>, datagram: bool) -> Frame {
+        frame::encode(&messages, &mut self.buffer).expect("simulated messages are small");
+        let mut bytes = self.take_bytes();
+        self.frames += 1;
+        let mut damaged = None;
+        let corrupt = self.corrupting && !self.is_spared(link);
+        if corrupt && self.rng.chance(self.plan.corrupt) {
+            let at = self.rng.below(bytes.len() as u64) as usize;
+            bytes[at] ^= (self.rng.next() as u8).max(1);
+            damaged = Some(messages);
+        }
+        Frame { link, epoch: self.links[link].epoch, bytes, datagram, damaged }
+    }
+
+    fn take_bytes(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.buffer.total_len());
+        for part in self.buffer.take_parts() {
+            bytes.extend_from_slice(part.bytes());
+        }
+        bytes
+    }
+
+    fn is_spared(&self, link: usize) -> bool {
+        let (from, to) = self.ends(link);
+        let spared = |host: usize| self.spared.contains(&(host / self.cores));
+        spared(from) && spared(to)
+    }
+
+    /// When a frame arrives: never, once, or twice. Broken: the connection gives up.
+    pub(crate) fn travel(&mut self, frame: Frame, now: Micros) -> Travel {
+        let link = frame.link;
+        let (from, to) = self.ends(link);
+        let (from, to) = (from / self.cores, to / self.cores);
+        if self.cut.contains(&(from, to)) {
+            self.frames_lost += 1;
+            if frame.datagram {
+                return Travel::default();
+            }
+            self.links[link].held.push(frame);
+            let broken = self.links[link].held.len() > HELD_MAX;
+            return Travel { arrivals: Vec::new(), broken };
+        }
+        let spared = self.is_spared(link);
+        let (shortest, longest) = self.plan.delay;
+        let mut way = self.rng.between(shortest, longest);
+        if !spared {
+            if self.rng.chance(self.plan.spikes) {
+                way *= self.rng.between(2, 100);
+            }
+            way += self.slow[from] + self.slow[to];
+        }
+        if !frame.datagram {
+            let state = &mut self.links[link];
+            state.due = state.due.max(now + way);
+            return Travel { arrivals: vec![(state.due, frame)], broken: false };
+        }
+        if !spared && self.rng.chance(self.plan.loss) {
+            self.frames_lost += 1;
+            return Travel::default();
+        }
+        if !spared && self.rng.chance(self.plan.reorder) {
+            way += self.rng.between(0, 20 * MS);
+        }
+        let mut arrivals = Vec::with_capacity(1);
+        if !spared && self.rng.chance(self.plan.duplicates) {
+            let later = way + self.rng.between(0, 300 * MS);
+            arrivals.push((now + later, frame.copy()));
+        }
+        arrivals.push((now + way, frame));
+        Travel { arrivals, broken: false }
+    }
+
+    /// Decodes a frame at its receiver.
+    pub(crate) fn arrive(&mut self, frame: Frame) -> Arrived {
+        let link = &mut self.links[frame.link];
+        if frame.epoch != link.epoch || link.state != State::Up {
+            return Arrived::Nothing;
+        }
+        let mut own = Decoder::new();
+        let decoder = if frame.datagram { &mut own } else { &mut link.decoder };
+        decoder.push(&frame.bytes);
+        match (decoder.next(), frame.damaged) {
+            (Ok(Some(Incoming::Messages(messages))), damaged) if link.greeted || frame.datagram => {
+                match damaged {
+                    Some(sent) if sent != messages => {
+                        Arrived::Forged(format!("sent {sent:?}, received {messages:?}"))
+                    }
+                    _ => Arrived::Messages(link.from, messages),
+                }
+            }
+            (Ok(Some(Incoming::Hello(hello))), None) if !link.greeted => {
+                let fits =
+                    (hello.cluster_id, hello.from, hello.to) == (CLUSTER_ID, link.from, link.to);
+                link.greeted = fits;
+                if fits { Arrived::Nothing } else { Arrived::Refused }
+            }
+            (Ok(None) | Err(_), Some(_)) => Arrived::Refused,
+            (got, None) => Arrived::Forged(format!("an intact frame decodes to {got:?}")),
+            (Ok(Some(_)), Some(_)) => Arrived::Refused,
+        }
+    }
+
+    /// The connection of a link ends. Whether there was one.
+    pub(crate) fn break_link(&mut self, link: usize) -> bool {
+        let state = &mut self.links[link];
+        if state.state != State::Up {
+            return false;
+        }
+        state.epoch += 1;
+        state.state = State::Broken;
+        state.held.clear();
+        true
+    }
+
+    /// The sender has learned that its connection ended. Whether that was news.
+    pub(crate) fn sender_knows(&mut self, link: usize, epoch: u64, now: Micros) -> bool {
+        let state = &mut self.links[link];
+        if state.state != State::Broken || state.epoch != epoch {
+            return false;
+        }
+        state.backoff = (state.backoff * 2).clamp(50 * MS, 1000 * MS);
+        state.state = State::Down { until: now + state.backoff };
+        true
+    }
+
+    /// The sender is a new process: it knows nothing of old connections.
+    pub(crate) fn forget(&mut self, link: usize) {
+        let state = &mut self.links[link];
+        state.epoch += 1;
+        state.state = State::Down { until: 0 };
+        state.backoff = 0;
+        state.held.clear();
+    }
+
+    /// A message came through: the next attempt after a loss is made soon.
+    pub(crate) fn works(&mut self, link: usize) {
+        self.links[link].backoff = 0;
+    }
+}
+
+/// Where a frame goes.
+#[derive(Default)]
+pub(crate) struct Travel {
+    pub(crate) arrivals: Vec<(Micros, Frame)>,
+    pub(crate) broken: bool,
+}
+
+impl Frame {
+    fn copy(&self) -> Self {
+        Self {
+            link: self.link,
+            epoch: self.epoch,
+            bytes: self.bytes.clone(),
+            datagram: self.datagram,
+            damaged: self.damaged.clone(),
+        }
+    }
+}

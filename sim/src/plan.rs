@@ -1,0 +1,317 @@
+//! What a seed decides before a run begins: the shape of the cluster, its load, and which faults
+//! it will meet how often.
+//!
+//! Not every kind of fault in every run: a swarm of differently crippled runs finds more than one
+//! run that does everything (Groce et al., "Swarm Testing", ISSTA 2012).
+
+use std::fmt;
+
+use crate::queue::Micros;
+use crate::rng::Rng;
+
+/// One simulated second.
+pub const SECOND: Micros = 1_000_000;
+/// One simulated millisecond.
+pub const MS: Micros = 1000;
+
+/// Which faults a run may meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// Everything but the loss of a disk: one of the others, or a mixture, chosen per seed.
+    Mix,
+    /// No faults: how fast a healthy cluster runs.
+    Calm,
+    /// Crashes, power losses, pauses.
+    Crash,
+    /// Partitions, loss, duplicates, reordering, corruption.
+    Network,
+    /// Slow, stuck, full, failing disks.
+    Disk,
+    /// Damage at rest on one node, beside crashes.
+    Rot,
+    /// A node loses its disk, or gets an old copy of it back.
+    Amnesia,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name =
+            clap::ValueEnum::to_possible_value(self).map(|value| value.get_name().to_owned());
+        f.write_str(&name.unwrap_or_default())
+    }
+}
+
+macro_rules! kinds {
+    ($( $(#[$doc:meta])* $kind:ident $name:literal $($profile:ident)*, )*) => {
+        /// A kind of fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Fault { $( $(#[$doc])* $kind, )* }
+
+        impl Fault {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$( Self::$kind, )*];
+
+            /// Its name in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$kind => $name, )* }
+            }
+
+            /// Whether runs of a profile may meet it.
+            fn in_profile(self, profile: Profile) -> bool {
+                let profiles: &[Profile] = match self { $( Self::$kind => &[$( Profile::$profile, )*], )* };
+                profiles.contains(&profile)
+            }
+        }
+    };
+}
+
+kinds! {
+    /// The process of a node is killed; what was handed to the disk may still arrive there.
+    Kill "kill" Mix Crash Disk Rot Amnesia,
+    /// A node loses power: unsynced writes are lost or torn, nobody is told that links are dead.
+    PowerLoss "power-loss" Mix Crash Disk Rot Amnesia,
+    /// All nodes lose power at once.
+    Blackout "blackout" Mix Crash,
+    /// A node is killed again and again, soon after each start.
+    CrashLoop "crash-loop" Mix Crash,
+    /// A node's threads stand still, its disk and network do not.
+    Pause "pause" Mix Crash Network,
+    /// A node is cut off from all others.
+    Isolate "isolate" Mix Network,
+    /// The cluster falls into two parts.
+    Split "split" Mix Network,
+    /// Two nodes cannot reach each other, everyone else can reach both.
+    Cut "cut" Mix Network,
+    /// Messages pass in one direction only.
+    OneWay "one-way" Mix Network,
+    /// A link breaks and heals again and again.
+    Flap "flap" Mix Network,
+    /// Nodes are cut off one after the other and come back in another order.
+    Swizzle "swizzle" Mix Network,
+    /// Connections are reset.
+    Reset "reset" Mix Network,
+    /// All messages of a node are slow for a while.
+    SlowNet "slow-net" Mix Network,
+    /// Bytes of peer frames are changed on the way.
+    Corrupt "corrupt" Mix Network,
+    /// Disk operations of a node do not complete for a while.
+    StuckDisk "stuck-disk" Mix Disk,
+    /// Disk operations of a node take far longer for a while.
+    SlowDisk "slow-disk" Mix Disk,
+    /// No new space on a node's disk for a while.
+    FullDisk "full-disk" Mix Disk,
+    /// One write of a node fails.
+    WriteError "write-error" Mix Disk,
+    /// Reading back from a node's log fails for a while.
+    ReadError "read-error" Mix Disk,
+    /// A node's cores are slow for a while.
+    SlowCore "slow-core" Mix Crash,
+    /// A node's wall clock jumps.
+    ClockJump "clock-jump" Mix Crash,
+    /// A leader is asked to hand over.
+    Transfer "transfer" Mix Crash Network,
+    /// Bits of one node's log are changed at rest.
+    BitRot "bit-rot" Rot,
+    /// A write of one node lands in the wrong place of its segment.
+    Misdirect "misdirected-write" Rot,
+    /// A part of one node's log silently keeps what it held before.
+    StaleBlock "stale-block" Rot,
+    /// The disk of one node is replaced by an empty one.
+    Wipe "wipe" Amnesia,
+    /// The disk of one node is replaced by an old copy of it.
+    OldCopy "old-copy" Amnesia,
+}
+
+/// How messages travel.
+#[derive(Clone, Debug)]
+pub struct NetPlan {
+    /// Shortest and longest way.
+    pub delay: (Micros, Micros),
+    /// Share of frames that take up to a hundred times as long.
+    pub spikes: f64,
+    /// Consensus messages travel one by one, as datagrams would.
+    pub datagrams: bool,
+    /// Share of datagrams that are lost.
+    pub loss: f64,
+    /// Share of datagrams that arrive twice.
+    pub duplicates: f64,
+    /// Share of datagrams that others overtake.
+    pub reorder: f64,
+    /// Share of frames with changed bytes while [`Fault::Corrupt`] is on.
+    pub corrupt: f64,
+}
+
+/// How disks behave.
+#[derive(Clone, Debug)]
+pub struct DiskPlan {
+    /// Shortest and longest operation.
+    pub latency: (Micros, Micros),
+    /// A segment file.
+    pub segment_bytes: u64,
+    /// Live segments from which checkpoints are written.
+    pub checkpoint_segments: usize,
+    /// Bytes of checkpoint written at once.
+    pub checkpoint_step: usize,
+}
+
+/// What clients do.
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// Clients, each with one command or one pipeline under way.
+    pub clients: u32,
+    /// Mean time between an answer and the next command.
+    pub think: Micros,
+    /// When a client gives up on an answer.
+    pub timeout: Micros,
+    /// Keys that all clients share.
+    pub keys: u64,
+    /// Length of the longest value.
+    pub value_bytes_max: usize,
+}
+
+/// What one seed decides.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: u32,
+    /// Cores of each.
+    pub cores: u16,
+    /// Groups.
+    pub groups: u32,
+    /// Shards.
+    pub shards: u16,
+    /// Time between ticks.
+    pub tick: Micros,
+    /// How far tick lengths and clocks of nodes differ, in parts of a million.
+    pub drift_ppm: u64,
+    /// Bytes of applied entries a core keeps in memory.
+    pub cache_bytes: usize,
+    /// Length of the first phase, with faults everywhere.
+    pub faulty: Micros,
+    /// Most time one quorum may need to serve every group again once it is left in peace.
+    pub recovery_max: Micros,
+    /// Mean time between two faults.
+    pub fault_every: Micros,
+    /// Kinds of faults of this run.
+    pub faults: Vec<Fault>,
+    /// Whether permanent damage may hit a node, and which.
+    pub victim: u32,
+    /// Messages.
+    pub net: NetPlan,
+    /// Disks.
+    pub disk: DiskPlan,
+    /// Clients.
+    pub load: LoadPlan,
+}
+
+impl Plan {
+    /// Draws the plan of a seed. `seconds` is the length of the first phase.
+    pub fn draw(seed: u64, profile: Profile, seconds: u64) -> Self {
+        let mut rng = Rng::new(seed, "plan");
+        let profile = match profile {
+            Profile::Mix => *rng.pick(&[
+                Profile::Mix,
+                Profile::Mix,
+                Profile::Mix,
+                Profile::Crash,
+                Profile::Network,
+                Profile::Disk,
+                Profile::Rot,
+            ]),
+            chosen => chosen,
+        };
+        let calm = profile == Profile::Calm;
+        let nodes = if !calm && rng.chance(0.15) { 5 } else { 3 };
+        let cores = if !calm && rng.chance(0.3) { 2 } else { 1 };
+        let mut faults: Vec<Fault> = Fault::ALL
+            .iter()
+            .copied()
+            .filter(|fault| fault.in_profile(profile) && rng.chance(0.35))
+            .collect();
+        if !calm && faults.is_empty() {
+            faults.push(if rng.chance(0.5) { Fault::Kill } else { Fault::Isolate });
+        }
+        let wanted: &[Fault] = match profile {
+            Profile::Rot => &[Fault::BitRot, Fault::Misdirect, Fault::StaleBlock],
+            Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
+            _ => &[],
+        };
+        if !wanted.is_empty() && !faults.iter().any(|fault| wanted.contains(fault)) {
+            faults.push(*rng.pick(wanted));
+        }
+        let datagrams = !calm && rng.chance(0.5);
+        let rate = |rng: &mut Rng, max: f64| {
+            if datagrams && rng.chance(0.6) { rng.unit() * max } else { 0.0 }
+        };
+        let net = NetPlan {
+            delay: (rng.between(30, 100), rng.between(150, 3000)),
+            spikes: if !calm && rng.chance(0.5) { rng.unit() * 0.02 } else { 0.0 },
+            datagrams,
+            loss: rate(&mut rng, 0.2),
+            duplicates: rate(&mut rng, 0.2),
+            reorder: rate(&mut rng, 0.5),
+            corrupt: 0.002 + rng.unit() * 0.02,
+        };
+        let load = LoadPlan {
+            clients: rng.between(4, 12) as u32,
+            think: rng.between(10, 80) * MS,
+            timeout: rng.between(2, 8) * SECOND,
+            keys: rng.between(3, 24),
+            value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
+        };
+        // The largest pieces of snapshots must fit into a segment.
+        let segments: &[u64] = match load.value_bytes_max {
+            0..1000 => &[128 << 10, 256 << 10, 1 << 20],
+            1000..10_000 => &[512 << 10, 1 << 20],
+            _ => &[2 << 20],
+        };
+        let disk = DiskPlan {
+            latency: (rng.between(50, 200), rng.between(300, 4000)),
+            segment_bytes: *rng.pick(segments),
+            checkpoint_segments: *rng.pick(&[2, 3, 6, 40]),
+            checkpoint_step: *rng.pick(&[512, 4096, 32 << 10]),
+        };
+        let groups = rng.between(1, 4) as u32;
+        Self {
+            seed,
+            nodes,
+            cores,
+            groups,
+            shards: (rng.between(1, 4) as u16) * groups as u16,
+            tick: 25 * MS,
+            drift_ppm: if calm { 0 } else { *rng.pick(&[0, 1000, 200_000]) },
+            cache_bytes: *rng.pick(&[256 << 10, 4 << 20]),
+            faulty: seconds * SECOND,
+            recovery_max: 30 * SECOND,
+            fault_every: rng.between(300, 4000) * MS,
+            faults,
+            victim: rng.below(u64::from(nodes)) as u32,
+            net,
+            disk,
+            load,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<&str> = self.faults.iter().map(|fault| fault.name()).collect();
+        write!(
+            f,
+            "{} nodes x {} cores, {} groups, {} shards, {} clients, {} keys, segments of {} KiB, \
+             {}faults every {:.1} s of: {}",
+            self.nodes,
+            self.cores,
+            self.groups,
+            self.shards,
+            self.load.clients,
+            self.load.keys,
+            self.disk.segment_bytes >> 10,
+            if self.net.datagrams { "datagrams, " } else { "" },
+            self.fault_every as f64 / SECOND as f64,
+            if faults.is_empty() { "none".to_owned() } else { faults.join(" ") },
+        )
+    }
+}

@@ -1,0 +1,364 @@
+//! One seed from start to verdict.
+//!
+//! First phase: faults everywhere; nothing wrong may ever be seen. Second phase: one quorum is
+//! left in peace, everything outside it stays as the faults left it; the quorum must serve every
+//! group again within a bound. Then all is healed, all replicas must agree, and the history of
+//! all clients must be linearizable.
+
+use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
+use std::time::{Duration, Instant};
+
+use coracle_engine::{CoreAddr, SlotId};
+use coracle_raft::{Bug, GroupId, plant};
+
+use crate::checker;
+use crate::client::{Call, Client, op};
+use crate::history::{Op, OpKind};
+use crate::plan::{MS, Plan, Profile, SECOND};
+use crate::queue::Micros;
+use crate::report::{Counters, Failure};
+use crate::trace::Trace;
+use crate::world::World;
+
+/// Most time that healed replicas may need to agree.
+const CONVERGENCE_MAX: Micros = 120 * SECOND;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which faults.
+    pub profile: Profile,
+    /// Simulated seconds of the first phase.
+    pub seconds: u64,
+    /// A bug that is planted for the run.
+    pub bug: Option<Bug>,
+}
+
+/// What came of one seed.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What it decided.
+    pub plan: Plan,
+    /// What happened.
+    pub counters: Counters,
+    /// What was wrong.
+    pub failure: Option<Failure>,
+    /// The last events of every node, if something was wrong.
+    pub story: String,
+    /// Of everything that happened.
+    pub trace_hash: u64,
+    /// Simulated time.
+    pub simulated: Micros,
+    /// Real time.
+    pub took: Duration,
+    /// Everything the clients saw.
+    pub history: Vec<Op>,
+}
+
+/// Runs a seed. All events go to `file` as well.
+pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write>>) -> Outcome {
+    let started = Instant::now();
+    let plan = Plan::draw(seed, options.profile, options.seconds);
+    let mut world = None;
+    plant(options.bug);
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+        let trace = Trace::new(plan.nodes, file);
+        let world = world.insert(World::new(plan.clone(), trace)?);
+        phases(world)
+    }));
+    plant(None);
+    let failure = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(failure)) => Some(failure),
+        Err(_) => {
+            let at = world.as_ref().map_or(0, |world: &World| world.now);
+            Some(Failure { kind: "panic", text: last_panic(), at })
+        }
+    };
+    let Some(mut world) = world else {
+        return Outcome {
+            seed,
+            plan,
+            counters: Counters::default(),
+            failure,
+            story: String::new(),
+            trace_hash: 0,
+            simulated: 0,
+            took: started.elapsed(),
+            history: Vec::new(),
+        };
+    };
+    let story = if failure.is_some() { world.trace.story() } else { String::new() };
+    // What cannot be written does not change the verdict.
+    let _ = world.trace.finish();
+    Outcome {
+        seed,
+        plan,
+        counters: world.totals(),
+        failure,
+        story,
+        trace_hash: world.trace.hash(),
+        simulated: world.now,
+        took: started.elapsed(),
+        history: world.history,
+    }
+}
+
+thread_local! {
+    static LAST_PANIC: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+}
+
+/// Keeps panics of runs for their reports instead of printing them.
+pub fn catch_panics() {
+    panic::set_hook(Box::new(|info| {
+        LAST_PANIC.with_borrow_mut(|last| *last = info.to_string());
+    }));
+}
+
+fn last_panic() -> String {
+    LAST_PANIC.with_borrow_mut(std::mem::take)
+}
+
+type Step = Result<(), Failure>;
+
+fn phases(world: &mut World) -> Step {
+    world.run_until(world.plan.faulty)?;
+    require_activity(world, "first", &Counters::default())?;
+    let before = world.totals();
+    let quorum = leave_in_peace(world);
+    prove_progress(world, &quorum)?;
+    require_activity(world, "second", &before)?;
+    heal_everything(world);
+    settle(world)?;
+    read_everything(world)?;
+    world.deep_check()?;
+    check_history(world)
+}
+
+/// A run in which nothing happens shows nothing.
+fn require_activity(world: &World, phase: &str, before: &Counters) -> Step {
+    let now = world.totals();
+    let first = phase == "first";
+    let idle: Vec<&str> = [
+        ("commits", now.commits, before.commits),
+        ("reads", now.reads, before.reads),
+        ("writes", now.writes, before.writes),
+        ("elections", now.elections, if first { before.elections } else { 0 }),
+    ]
+    .iter()
+    .filter(|(_, now, before)| now <= before)
+    .map(|(name, ..)| *name)
+    .collect();
+    // A short first phase may be one long outage; that is no fault of anybody.
+    if idle.is_empty() || (first && world.plan.faulty < 10 * SECOND) {
+        return Ok(());
+    }
+    // Under faults nothing need succeed; without any, it must.
+    if first && !world.plan.faults.is_empty() {
+        return Ok(());
+    }
+    Err(world.failure("idle", format!("no {} in the {phase} phase", idle.join(", no "))))
+}
+
+/// Chooses a quorum without damage and ends all faults inside it.
+fn leave_in_peace(world: &mut World) -> Vec<usize> {
+    world.faulty = false;
+    let nodes = world.nodes.len();
+    let mut whole: Vec<usize> = (0..nodes).filter(|&node| !world.nodes[node].damaged).collect();
+    whole.sort_by_key(|_| world.rng.next());
+    // Groups have three replicas: any two nodes may be the majority of one.
+    whole.truncate(nodes - (3 / 2));
+    whole.sort_unstable();
+    world.net.spared = whole.iter().copied().collect();
+    for &node in &whole {
+        end_faults(world, node);
+    }
+    for (from, to) in world.net.cuts() {
+        if whole.contains(&from) && whole.contains(&to) {
+            world.heal(from, to);
+        }
+    }
+    world.open_hosts = whole.iter().flat_map(|&node| world.hosts_of(node)).collect();
+    let detail = format!("{:?}", whole.iter().map(|node| node + 1).collect::<Vec<_>>());
+    world.trace.cluster(world.now, "LeftInPeace", detail);
+    whole
+}
+
+/// Ends what goes on at one node.
+fn end_faults(world: &mut World, node: usize) {
+    world.set_full(node, false);
+    world.set_unreadable(node, false);
+    world.net.set_slow(node, 0);
+    let state = &mut world.nodes[node];
+    state.slowness = 1;
+    state.crash_loops = 0;
+    if state.paused_until > world.now {
+        state.paused_until = world.now;
+    }
+    for host in world.hosts_of(node) {
+        let state = &mut world.hosts[host];
+        state.stuck_until = 0;
+        state.disk_slowness = 1;
+        state.write_fails = false;
+        if state.core.is_some() {
+            state.turn_planned = false;
+            world.wake(host);
+        }
+    }
+    if !world.nodes[node].up {
+        world.plan_start(node, 100 * MS);
+    }
+}
+
+/// A key that belongs to a group.
+fn key_of(world: &World, group: GroupId) -> Vec<u8> {
+    let key = |number: u64| format!("probe{number}").into_bytes();
+    let here = |key: &Vec<u8>| world.map.group_of_slot(SlotId::of_key(key)) == group;
+    (0..).map(key).find(here).expect("every group has slots")
+}
+
+/// Every group must serve a write and a read through the quorum.
+fn prove_progress(world: &mut World, quorum: &[usize]) -> Step {
+    let begin = world.now;
+    let groups: Vec<GroupId> = (0..world.plan.groups).map(GroupId::new).collect();
+    let hosts: Vec<usize> = quorum.iter().flat_map(|&node| world.hosts_of(node)).collect();
+    let mut left: Vec<(GroupId, bool)> =
+        groups.iter().flat_map(|&group| [(group, true), (group, false)]).collect();
+    let prober = world.clients.len();
+    let client = Client::new(prober as u64, hosts[0], &mut world.rng);
+    world.clients.push(client);
+    while let Some(&(group, write)) = left.first() {
+        if world.now > begin + world.plan.recovery_max {
+            let text = format!(
+                "{} s after the faults around nodes {:?} ended, group {group} serves no {}{}",
+                (world.now - begin) / SECOND,
+                quorum.iter().map(|node| node + 1).collect::<Vec<_>>(),
+                if write { "write" } else { "read" },
+                status(world, group),
+            );
+            return Err(world.failure("progress", text));
+        }
+        let key = key_of(world, group);
+        let kind = if write { OpKind::Set(b"probe".as_slice().into()) } else { OpKind::Get };
+        if ask(world, prober, op(&key, kind))? {
+            left.remove(0);
+        }
+    }
+    world.counters.recovery_ms += (world.now - begin) / MS;
+    // The other clients go on for a while, so that more than probes is seen.
+    let end = world.now + 2 * SECOND;
+    world.run_until(end)
+}
+
+/// Sends one command and waits until it is answered or given up; whether it was done.
+fn ask(world: &mut World, prober: usize, call: Call) -> Result<bool, Failure> {
+    world.reconnect(prober, None);
+    world.probed = false;
+    world.client_send(prober, vec![call]);
+    world.clients[prober].probing = true;
+    while !world.clients[prober].open.is_empty() {
+        world.run_until(world.now + MS)?;
+    }
+    if !world.probed {
+        world.run_until(world.now + 20 * MS)?;
+    }
+    Ok(world.probed)
+}
+
+fn status(world: &World, group: GroupId) -> String {
+    let line = |addr: CoreAddr| {
+        let host = &world.hosts[world.host_at(addr)];
+        match host.core.as_ref().map(|core| core.group_status(group)) {
+            None => format!("\n  {addr}: down"),
+            Some(None) => format!("\n  {addr}: not taking part"),
+            Some(Some(s)) => format!(
+                "\n  {addr}: {:?} term {} leader {:?} last {} commit {} applied {} base {}",
+                s.role, s.term, s.leader, s.last, s.commit, s.applied, s.base
+            ),
+        }
+    };
+    let core = world.map.core_of(group);
+    world.map.replicas(group).map(|node| line(CoreAddr { node, core })).collect()
+}
+
+/// Everything works again, everywhere.
+fn heal_everything(world: &mut World) {
+    for node in 0..world.nodes.len() {
+        end_faults(world, node);
+    }
+    for (from, to) in world.net.cuts() {
+        world.heal(from, to);
+    }
+    world.net.corrupting = false;
+    world.net.spared = (0..world.nodes.len()).collect();
+    world.open_hosts = (0..world.hosts.len()).collect();
+    world.clients_run = false;
+    world.trace.cluster(world.now, "Healed", String::new());
+}
+
+/// Runs until nothing is open and all replicas have applied the same.
+fn settle(world: &mut World) -> Step {
+    let end = world.now + CONVERGENCE_MAX;
+    while !is_settled(world) {
+        if world.now > end {
+            let all: String = (0..world.plan.groups)
+                .map(|group| format!("\ngroup {group}:{}", status(world, GroupId::new(group))))
+                .collect();
+            return Err(world.failure("convergence", format!("replicas do not agree:{all}")));
+        }
+        world.run_until(world.now + 50 * MS)?;
+    }
+    world.deep_check()
+}
+
+fn is_settled(world: &World) -> bool {
+    let quiet = world.clients.iter().all(|client| client.open.is_empty());
+    let whole = |host: &crate::host::Host| !world.nodes[world.node_of_addr(host.addr)].damaged;
+    let up = world.hosts.iter().filter(|host| whole(host)).all(|host| host.core.is_some());
+    let agree = |group: u32| {
+        let group = GroupId::new(group);
+        let mut replicas = world
+            .hosts
+            .iter()
+            .filter(|host| whole(host))
+            .filter_map(|host| host.core.as_ref()?.group_status(group));
+        let Some(first) = replicas.next() else { return true };
+        first.applied == first.last
+            && replicas.all(|other| (other.applied, other.last) == (first.applied, first.last))
+    };
+    quiet && up && (0..world.plan.groups).all(agree)
+}
+
+/// One last look at every key: an acknowledged write that is gone shows here.
+fn read_everything(world: &mut World) -> Step {
+    let prober = world.clients.len() - 1;
+    for number in 0..world.plan.load.keys {
+        for family in ["k", "n"] {
+            let key = format!("{family}{number}");
+            let mut tries = 0;
+            while !ask(world, prober, op(key.as_bytes(), OpKind::Get))? {
+                tries += 1;
+                if tries > 100 {
+                    let text = format!("a healthy cluster does not answer GET {key}");
+                    return Err(world.failure("progress", text));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_history(world: &World) -> Step {
+    match checker::check(&world.history) {
+        Ok(_) => Ok(()),
+        Err(why @ checker::Failure::NotLinearizable(_)) => {
+            Err(world.failure("linearizability", why.to_string()))
+        }
+        Err(why @ checker::Failure::Undecided(_)) => {
+            Err(world.failure("undecided", why.to_string()))
+        }
+    }
+}

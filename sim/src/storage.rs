@@ -1,0 +1,237 @@
+//! The log of one simulated core: the same calls that the node's storage makes, on a disk whose
+//! operations complete when the run says so.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use coracle_engine::{Input, Load};
+use coracle_raft::{BatchSeq, GroupId, Record};
+use coracle_wal::{AlignedBuf, Disk, ReadOp, SegmentTask, Wal, WalError, WriteOp};
+
+use crate::disk::SimDisk;
+use crate::host::Lie;
+use crate::plan::DiskPlan;
+use crate::rng::Rng;
+
+/// What is under way has this number.
+pub(crate) type Job = u64;
+
+/// A log and what is under way on its disk.
+pub(crate) struct Storage {
+    wal: Wal<SimDisk>,
+    writes: BTreeMap<Job, WriteOp>,
+    loads: BTreeMap<Job, (Load, Vec<ReadOp>)>,
+    task: Option<SegmentTask>,
+    next_load: Job,
+    /// Batches whose records are not durable yet.
+    open: VecDeque<(BatchSeq, Vec<Record>)>,
+    owed_bytes: usize,
+    idle: bool,
+    lie: Option<Lie>,
+    lied: Lied,
+}
+
+/// Whether a deception of the disk can be told from a write that was cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lied {
+    No,
+    /// Nothing on disk says yet that what is damaged was durable.
+    Yes,
+    /// This write says so.
+    Covering(Job),
+}
+
+/// What became durable.
+pub(crate) struct Durable {
+    pub(crate) batch: BatchSeq,
+    pub(crate) records: Vec<Record>,
+}
+
+impl Storage {
+    /// A log as recovery left it.
+    pub(crate) fn new(wal: Wal<SimDisk>) -> Self {
+        Self {
+            wal,
+            writes: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            task: None,
+            next_load: 0,
+            open: VecDeque::new(),
+            owed_bytes: 0,
+            idle: true,
+            lie: None,
+            lied: Lied::No,
+        }
+    }
+
+    /// The disk deceives the next write.
+    pub(crate) fn lie_next(&mut self, lie: Lie) {
+        self.lie = Some(lie);
+    }
+
+    /// The disk has changed something behind our back.
+    pub(crate) fn lied(&mut self) {
+        self.lied = Lied::Yes;
+        self.idle = true;
+    }
+
+    /// Whether a crash now would leave damage that looks like an unfinished write.
+    pub(crate) fn is_lie_open(&self) -> bool {
+        self.lied != Lied::No
+    }
+
+    /// Whether a batch made now would go to the disk at once.
+    pub(crate) fn may_seal(&self) -> bool {
+        self.wal.can_seal()
+    }
+
+    pub(crate) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
+        self.idle = false;
+        let before = self.wal.pending_bytes();
+        self.wal.append(batch, records);
+        self.owed_bytes += self.wal.pending_bytes().saturating_sub(before);
+        self.open.push_back((batch, records.to_vec()));
+    }
+
+    pub(crate) fn release(&mut self, released: &[(GroupId, BatchSeq)]) {
+        for &(group, batch) in released {
+            self.wal.release_state_before_batch(group, batch);
+        }
+    }
+
+    /// Bytes of checkpoint to write now; 0 if none are due.
+    pub(crate) fn take_checkpoint_budget(&mut self, plan: &DiskPlan) -> usize {
+        let due = self.wal.live_segments().count() > plan.checkpoint_segments;
+        // A step writes at least one piece, whatever its budget.
+        if !due || self.owed_bytes < 8 * plan.checkpoint_step {
+            return 0;
+        }
+        self.owed_bytes = 0;
+        plan.checkpoint_step
+    }
+
+    /// The next write that may start; it completes by [`Storage::write_done`].
+    pub(crate) fn start_write(&mut self) -> Option<Job> {
+        let op = self.wal.next_write()?;
+        let job = op.id;
+        if self.lied == Lied::Yes && self.writes.is_empty() {
+            self.lied = Lied::Covering(job);
+        }
+        self.writes.insert(job, op);
+        Some(job)
+    }
+
+    /// A write reaches the disk, or fails.
+    pub(crate) fn write_done(
+        &mut self,
+        job: Job,
+        fails: bool,
+    ) -> Result<Option<Durable>, WalError> {
+        let Some(op) = self.writes.remove(&job) else { return Ok(None) };
+        let result = match (fails, self.wal.file(op.segment)) {
+            (true, _) | (_, None) => Err(std::io::Error::other("the medium cannot be written")),
+            (false, Some(file)) => {
+                let disk = self.wal.disk();
+                match self.lie.take() {
+                    None => disk.write_dsync(file, op.offset, &op.buffer[..op.len]),
+                    Some(lie) => {
+                        self.lied = Lied::Yes;
+                        disk.write_lying(file, op.offset, &op.buffer[..op.len], lie)
+                    }
+                }
+            }
+        };
+        if self.lied == Lied::Covering(job) {
+            self.lied = Lied::No;
+        }
+        let Some(batch) = self.wal.written(op.id, result, op.buffer)? else { return Ok(None) };
+        let mut records = Vec::new();
+        while self.open.front().is_some_and(|(number, _)| *number <= batch) {
+            records.extend(self.open.pop_front().map(|(_, records)| records).unwrap_or_default());
+        }
+        Ok(Some(Durable { batch, records }))
+    }
+
+    /// Starts the next file work, if there is some and none is under way.
+    pub(crate) fn start_task(&mut self) -> bool {
+        if self.task.is_none() {
+            self.task = self.wal.wanted_segments().pop();
+            return self.task.is_some();
+        }
+        false
+    }
+
+    /// The file work is done. `Ok(false)`: the disk is full, try again later.
+    pub(crate) fn task_done(&mut self) -> Result<bool, WalError> {
+        let Some(task) = self.task.take() else { return Ok(true) };
+        let done = task.run(self.wal.disk());
+        let ready = match self.wal.segment_ready(done) {
+            Ok(()) => Ok(true),
+            Err(WalError::NoSpace { .. }) => Ok(false),
+            Err(error) => Err(error),
+        };
+        self.wal.take_released();
+        ready
+    }
+
+    /// Begins to read entries back; `Err` is the answer if that is impossible.
+    pub(crate) fn start_load(&mut self, load: Load) -> Result<Job, Input> {
+        let Load { group, first, last, bytes_max } = load;
+        match self.wal.locate(group, first, last, bytes_max) {
+            Ok(reads) => {
+                self.next_load += 1;
+                self.loads.insert(self.next_load, (load, reads));
+                Ok(self.next_load)
+            }
+            Err(error) => {
+                Err(Input::EntriesLoaded { group, first, entries: Err(error.to_string()) })
+            }
+        }
+    }
+
+    /// The entries have been read.
+    pub(crate) fn load_done(&mut self, job: Job) -> Option<Input> {
+        let (load, reads) = self.loads.remove(&job)?;
+        let mut buffers = Vec::with_capacity(reads.len());
+        let mut failed = None;
+        for read in &reads {
+            let mut buffer = AlignedBuf::zeroed(read.len);
+            // A file that is gone shows when the entries are decoded.
+            if let Some(file) = self.wal.file(read.segment) {
+                failed = self.wal.disk().read_at(file, read.offset, &mut buffer).err().or(failed);
+            }
+            buffers.push(buffer);
+        }
+        let entries = match failed {
+            Some(error) => Err(error.to_string()),
+            None => self.wal.decode_entries(&reads, &buffers).map_err(|error| error.to_string()),
+        };
+        Some(Input::EntriesLoaded { group: load.group, first: load.first, entries })
+    }
+
+    /// A tick has passed: a log that went quiet says on disk that it is durable.
+    pub(crate) fn tick(&mut self) {
+        if self.idle {
+            self.wal.idle_watermark();
+        }
+        self.idle = true;
+    }
+
+    /// The process or its power goes while all this is under way.
+    pub(crate) fn crash(mut self, power: bool, rng: &mut Rng) {
+        let disk = self.wal.disk().clone();
+        for op in self.writes.values() {
+            if let Some(file) = self.wal.file(op.segment) {
+                disk.write_torn(file, op.offset, &op.buffer[..op.len], rng);
+            }
+        }
+        if let Some(task) = self.task.take() {
+            disk.die_after(rng.below(12) as u32);
+            // Its result reaches nobody.
+            let _ = task.run(&disk);
+        }
+        disk.revive();
+        if power {
+            disk.lose_power(rng);
+        }
+    }
+}

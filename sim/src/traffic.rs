@@ -1,0 +1,189 @@
+//! What clients do in a run: send, wait, give up, reconnect, write down.
+
+use coracle_net::resp::encode_request;
+
+use crate::client::{self, Expect, Open, Verdict};
+use crate::history::Outcome;
+use crate::host::{Arrival, Commands};
+use crate::plan::MS;
+use crate::report::Failure;
+use crate::world::{Event, World};
+
+impl World {
+    /// Lets a client begin something new after a while.
+    pub(crate) fn client_later(&mut self, client: usize) {
+        let serial = self.clients[client].serial;
+        let think = self.rng.wait(self.plan.load.think);
+        self.queue.push(self.now + think, Event::ClientNext { client, serial });
+    }
+
+    /// Connects a client to one of the hosts that are open to clients.
+    pub(crate) fn reconnect(&mut self, client: usize, wanted: Option<usize>) {
+        let host = match wanted.filter(|host| self.open_hosts.contains(host)) {
+            Some(host) => host,
+            None => *self.rng.pick(&self.open_hosts),
+        };
+        self.clients[client].connect(host, &mut self.rng);
+    }
+
+    pub(crate) fn client_next(&mut self, client: usize, serial: u64) {
+        let state = &self.clients[client];
+        if state.serial != serial || !state.open.is_empty() || !self.clients_run || state.probing {
+            return;
+        }
+        let up = self.nodes[self.node_of(state.host)].up && self.open_hosts.contains(&state.host);
+        if !up || self.rng.chance(0.02) {
+            self.reconnect(client, None);
+            self.client_later(client);
+            return;
+        }
+        let calls = self.clients[client].next(&self.plan.load, &mut self.rng);
+        self.client_send(client, calls);
+    }
+
+    /// Sends commands, all at once.
+    pub(crate) fn client_send(&mut self, client: usize, calls: Vec<client::Call>) {
+        let mut bytes = Vec::new();
+        for call in &calls {
+            let args: Vec<&[u8]> = call.args.iter().map(Vec::as_slice).collect();
+            encode_request(&args, &mut bytes);
+        }
+        let count = calls.len();
+        let open = calls
+            .into_iter()
+            .map(|call| Open { call, call_ns: self.moment(), verdict: None })
+            .collect();
+        let way = self.client_way();
+        let state = &mut self.clients[client];
+        state.open = open;
+        let (host, serial) = (state.host, state.serial);
+        let (via, read_mode, protocol) = (state.via, state.read_mode, state.protocol);
+        let commands = Commands { client, serial, via, read_mode, protocol, bytes, count };
+        let (life, arrival) = (self.hosts[host].life, Arrival::Commands(commands));
+        self.queue.push(self.now + way, Event::Arrive { host, life, arrival });
+        let timeout = self.now + self.plan.load.timeout;
+        self.queue.push(timeout, Event::ClientTimeout { client, serial });
+        self.counters.calls += 1;
+    }
+
+    pub(crate) fn client_reply(
+        &mut self,
+        client: usize,
+        serial: u64,
+        step: usize,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let reply = self.parse(bytes)?;
+        for byte in bytes.iter().take(64) {
+            self.trace.mix(u64::from(*byte));
+        }
+        let state = &mut self.clients[client];
+        if state.serial != serial || state.open.is_empty() {
+            return Ok(());
+        }
+        let open = &mut state.open[step];
+        open.verdict = Some(client::judge(&open.call, &reply));
+        if state.open.iter().all(|open| open.verdict.is_some()) {
+            return self.client_answered(client);
+        }
+        Ok(())
+    }
+
+    /// Everything a client waited for has been answered.
+    fn client_answered(&mut self, client: usize) -> Result<(), Failure> {
+        let open = std::mem::take(&mut self.clients[client].open);
+        let id = self.clients[client].id;
+        // What follows a step that was not done cannot be told.
+        let whole = open
+            .iter()
+            .all(|open| !matches!(open.verdict, Some(Verdict::Refused(_) | Verdict::Unknown)));
+        let mut target = None;
+        for mut open in open {
+            let outcome = match open.verdict.take() {
+                Some(Verdict::Wrong(text)) if whole => {
+                    let key = String::from_utf8_lossy(&open.call.key).into_owned();
+                    return Err(self.failure("answers", format!("client {id}, key {key}: {text}")));
+                }
+                Some(Verdict::Done(outcome)) => {
+                    self.counters.count_answer(open.call.writes);
+                    self.probed |= self.clients[client].probing;
+                    outcome
+                }
+                Some(Verdict::Refused(to)) => {
+                    self.counters.refused += 1;
+                    target = to.or(target);
+                    Outcome::Refused
+                }
+                Some(Verdict::Wrong(_) | Verdict::Unknown) | None => {
+                    self.counters.unknown += 1;
+                    Outcome::Unknown
+                }
+            };
+            self.write_down(id, &open, outcome);
+        }
+        if let Some((host, port)) = target {
+            let wanted = self.host_named(&host, port);
+            self.reconnect(client, wanted);
+        }
+        self.client_later(client);
+        Ok(())
+    }
+
+    fn write_down(&mut self, id: u64, open: &Open, outcome: Outcome) {
+        if outcome == Outcome::Refused || !matches!(open.call.expect, Expect::Op(_)) {
+            return;
+        }
+        let now = self.moment();
+        self.history.extend(client::history(id, open, outcome, now));
+    }
+
+    /// The host that listens on an address of the layout.
+    fn host_named(&self, name: &str, port: u16) -> Option<usize> {
+        let node = self.map.nodes().iter().position(|node| node.host == name)?;
+        let info = &self.map.nodes()[node];
+        let core = port.checked_sub(info.core_port).unwrap_or(0);
+        self.hosts_of(node).nth(usize::from(core))
+    }
+
+    pub(crate) fn client_timeout(&mut self, client: usize, serial: u64) {
+        if self.clients[client].serial == serial && !self.clients[client].open.is_empty() {
+            self.counters.timeouts += 1;
+            self.client_lost(client, true);
+        }
+    }
+
+    pub(crate) fn client_disconnected(&mut self, client: usize, serial: u64) {
+        if self.clients[client].serial == serial {
+            self.client_lost(client, false);
+        }
+    }
+
+    /// The connection is gone: what was not answered may have happened or not.
+    fn client_lost(&mut self, client: usize, by_client: bool) {
+        let open = std::mem::take(&mut self.clients[client].open);
+        let (id, host) = (self.clients[client].id, self.clients[client].host);
+        for open in &open {
+            let outcome = match &open.verdict {
+                Some(Verdict::Done(outcome)) => outcome.clone(),
+                Some(Verdict::Refused(_)) => Outcome::Refused,
+                _ => Outcome::Unknown,
+            };
+            self.counters.unknown += u64::from(outcome == Outcome::Unknown);
+            self.write_down(id, open, outcome);
+        }
+        if by_client {
+            let serial = self.clients[client].serial;
+            let state = &self.hosts[host];
+            let askers = state.askers.iter();
+            let tokens = askers
+                .filter(|(_, asker)| asker.client == client && asker.serial == serial)
+                .map(|(token, _)| *token)
+                .collect();
+            let at = self.now + MS;
+            let (life, arrival) = (state.life, Arrival::Forget(tokens));
+            self.queue.push(at, Event::Arrive { host, life, arrival });
+        }
+        self.reconnect(client, None);
+        self.client_later(client);
+    }
+}

@@ -1,0 +1,587 @@
+//! One run: nodes, links, disks and clients on one clock, in one thread.
+
+use std::collections::BTreeMap;
+
+use coracle_engine::{
+    ClusterMap, CoreAddr, CoreId, CoreStats, Drain, Input, PeerMessage, not_sent, testing,
+};
+use coracle_net::resp;
+use coracle_raft::NodeId;
+
+use crate::client::Client;
+use crate::history::Op;
+use crate::host::{Arrival, Host, Node, Seen};
+use crate::invariants::Invariants;
+use crate::network::{Arrived, Frame, Network};
+use crate::plan::{MS, Plan, SECOND};
+use crate::queue::{Micros, Queue};
+use crate::report::{Counters, Failure};
+use crate::rng::Rng;
+use crate::storage::{Job, Storage};
+use crate::trace::{Trace, role_event};
+
+/// Arrivals of one turn, as in the node.
+const TURN_ARRIVALS_MAX: usize = 16;
+/// What a turn costs, and each arrival in it.
+const TURN_COST: Micros = 20;
+const ARRIVAL_COST: Micros = 4;
+
+/// Something that happens at a time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Tick {
+        host: usize,
+        life: u64,
+    },
+    Turn {
+        host: usize,
+        life: u64,
+    },
+    Arrive {
+        host: usize,
+        life: u64,
+        arrival: Arrival,
+    },
+    /// For whatever process runs there by then.
+    ArriveAny {
+        host: usize,
+        arrival: Arrival,
+    },
+    Reply {
+        client: usize,
+        serial: u64,
+        step: usize,
+        bytes: Vec<u8>,
+    },
+    ClientNext {
+        client: usize,
+        serial: u64,
+    },
+    ClientTimeout {
+        client: usize,
+        serial: u64,
+    },
+    Disconnected {
+        client: usize,
+        serial: u64,
+    },
+    Start {
+        node: usize,
+        generation: u64,
+    },
+    Fault,
+    Undo(crate::faults::Undo),
+    DeepCheck,
+}
+
+/// The simulated cluster and everything around it.
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) map: ClusterMap,
+    pub(crate) now: Micros,
+    pub(crate) queue: Queue<Event>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) net: Network,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) history: Vec<Op>,
+    pub(crate) invariants: Invariants,
+    pub(crate) trace: Trace,
+    pub(crate) counters: Counters,
+    pub(crate) rng: Rng,
+    /// Clients connect only here, and begin something new only while this is set.
+    pub(crate) open_hosts: Vec<usize>,
+    pub(crate) clients_run: bool,
+    /// Whether new faults happen.
+    pub(crate) faulty: bool,
+    /// Whether the command of the client that probes was done.
+    pub(crate) probed: bool,
+    /// Operations are numbered so that no two happen at the same time.
+    pub(crate) ns: u64,
+}
+
+pub(crate) type Step = Result<(), Failure>;
+
+impl World {
+    /// All nodes are started; nothing has happened yet.
+    pub(crate) fn new(plan: Plan, trace: Trace) -> Result<Self, Failure> {
+        let map = testing::map_of(plan.nodes, plan.cores, plan.shards, plan.groups);
+        let cores = usize::from(plan.cores);
+        let mut hosts = Vec::new();
+        for node in 1..=plan.nodes {
+            for core in 0..plan.cores {
+                hosts.push(Host::new(CoreAddr { node: NodeId::new(node), core: CoreId(core) }));
+            }
+        }
+        let mut rng = Rng::new(plan.seed, "world");
+        let drift = i64::try_from(plan.drift_ppm).unwrap_or(0);
+        let nodes = (0..plan.nodes)
+            .map(|_| Node::new(cores, rng.between(0, 2 * plan.drift_ppm) as i64 - drift))
+            .collect();
+        let addrs: Vec<CoreAddr> = hosts.iter().map(|host| host.addr).collect();
+        let net = Network::new(plan.seed, plan.net.clone(), &addrs, cores);
+        let clients = (0..plan.load.clients)
+            .map(|id| {
+                let host = rng.below(hosts.len() as u64) as usize;
+                Client::new(u64::from(id), host, &mut rng)
+            })
+            .collect();
+        let mut world = Self {
+            invariants: Invariants::new(&map),
+            open_hosts: (0..hosts.len()).collect(),
+            map,
+            now: 0,
+            queue: Queue::default(),
+            hosts,
+            nodes,
+            net,
+            clients,
+            history: Vec::new(),
+            trace,
+            counters: Counters::default(),
+            rng,
+            clients_run: true,
+            faulty: true,
+            probed: false,
+            ns: 0,
+            plan,
+        };
+        for node in 0..world.nodes.len() {
+            world.start_node(node)?;
+        }
+        for client in 0..world.clients.len() {
+            world.client_later(client);
+        }
+        if !world.plan.faults.is_empty() {
+            let first = world.rng.wait(world.plan.fault_every);
+            world.queue.push(first, Event::Fault);
+        }
+        world.queue.push(SECOND, Event::DeepCheck);
+        Ok(world)
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run_until(&mut self, end: Micros) -> Step {
+        while let Some((at, event)) = self.queue.pop(end) {
+            self.now = at;
+            self.counters.events += 1;
+            self.happen(event)?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    fn happen(&mut self, event: Event) -> Step {
+        match event {
+            Event::Turn { host, life } if life == self.hosts[host].life => self.turn(host)?,
+            Event::Tick { host, life } if life == self.hosts[host].life => self.tick(host),
+            Event::Arrive { host, life, arrival } if life == self.hosts[host].life => {
+                self.arrive(host, arrival);
+            }
+            Event::Turn { .. } | Event::Tick { .. } | Event::Arrive { .. } => {}
+            Event::ArriveAny { host, arrival } => self.arrive(host, arrival),
+            Event::Reply { client, serial, step, bytes } => {
+                self.client_reply(client, serial, step, &bytes)?;
+            }
+            Event::ClientNext { client, serial } => self.client_next(client, serial),
+            Event::ClientTimeout { client, serial } => self.client_timeout(client, serial),
+            Event::Disconnected { client, serial } => self.client_disconnected(client, serial),
+            Event::Start { node, generation } if generation == self.nodes[node].generation => {
+                self.start_node(node)?;
+            }
+            Event::Start { .. } => {}
+            Event::Fault => self.fault()?,
+            Event::Undo(undo) => self.undo(undo)?,
+            Event::DeepCheck => {
+                self.deep_check()?;
+                self.queue.push(self.now + SECOND, Event::DeepCheck);
+            }
+        }
+        Ok(())
+    }
+
+    /// The node of a host.
+    pub(crate) fn node_of(&self, host: usize) -> usize {
+        host / usize::from(self.plan.cores)
+    }
+
+    /// The hosts of a node.
+    pub(crate) fn hosts_of(&self, node: usize) -> std::ops::Range<usize> {
+        let cores = usize::from(self.plan.cores);
+        node * cores..(node + 1) * cores
+    }
+
+    pub(crate) fn node_of_addr(&self, addr: CoreAddr) -> usize {
+        self.node_of(self.host_at(addr))
+    }
+
+    pub(crate) fn host_at(&self, addr: CoreAddr) -> usize {
+        (addr.node.get() as usize - 1) * usize::from(self.plan.cores) + usize::from(addr.core.0)
+    }
+
+    fn arrive(&mut self, host: usize, arrival: Arrival) {
+        if self.hosts[host].core.is_some() {
+            self.hosts[host].inbox.push_back(arrival);
+            self.wake(host);
+        }
+    }
+
+    /// Plans a turn of a core as soon as its executor is free.
+    pub(crate) fn wake(&mut self, host: usize) {
+        if self.hosts[host].turn_planned {
+            return;
+        }
+        self.hosts[host].turn_planned = true;
+        let node = &self.nodes[self.node_of(host)];
+        let executor = usize::from(self.hosts[host].addr.core.0) % node.busy.len();
+        let at = self.now.max(node.busy[executor]).max(node.paused_until);
+        self.queue.push(at, Event::Turn { host, life: self.hosts[host].life });
+    }
+
+    fn tick(&mut self, host: usize) {
+        let node = &self.nodes[self.node_of(host)];
+        let life = self.hosts[host].life;
+        if node.paused_until > self.now {
+            // Ticks that were slept through are not made up for.
+            self.queue.push(node.paused_until, Event::Tick { host, life });
+            return;
+        }
+        self.queue.push(self.now + node.tick(self.plan.tick), Event::Tick { host, life });
+        self.arrive(host, Arrival::Tick);
+    }
+
+    fn turn(&mut self, host: usize) -> Step {
+        self.hosts[host].turn_planned = false;
+        let place = self.node_of(host);
+        let executor = usize::from(self.hosts[host].addr.core.0) % self.nodes[place].busy.len();
+        let free = self.nodes[place].busy[executor].max(self.nodes[place].paused_until);
+        if free > self.now {
+            self.wake(host);
+            return Ok(());
+        }
+        let mut cost = TURN_COST;
+        for _ in 0..TURN_ARRIVALS_MAX {
+            let Some(arrival) = self.hosts[host].inbox.pop_front() else { break };
+            cost += ARRIVAL_COST;
+            if let Err(why) = self.take(host, arrival)? {
+                self.died(host, why);
+                return Ok(());
+            }
+        }
+        self.act(host)?;
+        self.nodes[place].busy[executor] = self.now + cost * self.nodes[place].slowness;
+        let Host { inbox, core, storage, .. } = &self.hosts[host];
+        let (Some(core), Some(storage)) = (core, storage) else { return Ok(()) };
+        let more = !inbox.is_empty()
+            || core.has_pending(Drain::Urgent)
+            || (storage.may_seal() && core.has_pending(Drain::All));
+        if more {
+            self.wake(host);
+        }
+        Ok(())
+    }
+
+    /// Hands one arrival to the engine. The inner error ends the process.
+    fn take(&mut self, host: usize, arrival: Arrival) -> Result<Result<(), String>, Failure> {
+        let wall = self.nodes[self.node_of(host)].wall(self.now);
+        let state = &mut self.hosts[host];
+        let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
+            return Ok(Ok(()));
+        };
+        match arrival {
+            Arrival::Tick => {
+                core.handle(Input::Tick { at: wall });
+                storage.tick();
+            }
+            Arrival::Commands(commands) => {
+                let taken = state.take(&commands, wall);
+                taken.map_err(|text| self.failure("codec", text))?;
+            }
+            Arrival::Forget(tokens) => {
+                for token in tokens {
+                    state.askers.remove(&token);
+                    core.handle(Input::Forget(token));
+                }
+            }
+            Arrival::Frame(frame) => return self.take_frame(host, frame).map(Ok),
+            Arrival::Mail(from, message) => core.handle(Input::Peer { from, message }),
+            Arrival::LinkEnded { link, epoch } => {
+                if self.net.sender_knows(link, epoch, self.now) {
+                    core.handle(Input::PeerLost(self.net.links[link].to));
+                }
+            }
+            Arrival::PeerEnded(from) => core.handle(Input::PeerLost(from)),
+            Arrival::NotSent { to, id } => {
+                let message = PeerMessage::ForwardReply { id, reply: not_sent() };
+                core.handle(Input::Peer { from: to, message });
+            }
+            Arrival::WriteDone(job) => return Ok(self.write_done(host, job)),
+            Arrival::LoadDone(job) => {
+                if let Some(input) = storage.load_done(job) {
+                    core.handle(input);
+                }
+            }
+            Arrival::TaskDone => match storage.task_done() {
+                Ok(true) => {}
+                Ok(false) => {
+                    let life = state.life;
+                    let arrival = Arrival::TaskRetry;
+                    let event = Event::Arrive { host, life, arrival };
+                    self.queue.push(self.now + 200 * MS, event);
+                }
+                Err(error) => return Ok(Err(error.to_string())),
+            },
+            Arrival::TaskRetry => self.start_task(host),
+        }
+        Ok(Ok(()))
+    }
+
+    fn take_frame(&mut self, host: usize, frame: Frame) -> Step {
+        let link = frame.link;
+        match self.net.arrive(frame) {
+            Arrived::Messages(from, messages) => {
+                self.net.works(link);
+                if let Some(core) = &mut self.hosts[host].core {
+                    for message in messages {
+                        core.handle(Input::Peer { from, message });
+                    }
+                }
+                Ok(())
+            }
+            Arrived::Nothing => Ok(()),
+            Arrived::Refused => {
+                self.break_link(link);
+                Ok(())
+            }
+            Arrived::Forged(text) => Err(self.failure("codec", text)),
+        }
+    }
+
+    fn write_done(&mut self, host: usize, job: Job) -> Result<(), String> {
+        let state = &mut self.hosts[host];
+        let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
+            return Ok(());
+        };
+        let fails = std::mem::take(&mut state.write_fails);
+        match storage.write_done(job, fails) {
+            Ok(Some(durable)) => {
+                self.invariants.durable(state.addr, &durable.records);
+                core.handle(Input::Persisted(durable.batch));
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Executes what the engine wants done, as the node's hot loop does.
+    fn act(&mut self, host: usize) -> Step {
+        let state = &mut self.hosts[host];
+        let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
+            return Ok(());
+        };
+        let mode = if storage.may_seal() { Drain::All } else { Drain::Urgent };
+        let mut effects = std::mem::take(&mut state.effects);
+        core.drain(mode, &mut effects);
+        if !effects.records.is_empty() {
+            storage.append(effects.batch, &effects.records);
+            effects.records.clear();
+        }
+        storage.release(&effects.released);
+        effects.released.clear();
+        let budget = storage.take_checkpoint_budget(&self.plan.disk);
+        if budget > 0 {
+            core.checkpoint_step(budget);
+        }
+        self.observe(host)?;
+        let addr = self.hosts[host].addr;
+        let sent = self.invariants.sent(addr, &effects.sends);
+        sent.map_err(|violation| self.violation(&violation))?;
+        self.start_writes(host);
+        self.start_task(host);
+        self.send(host, effects.sends.drain(..));
+        for (token, reply) in effects.replies.drain(..) {
+            let Some((asker, bytes)) = self.hosts[host].answer(token, &reply) else { continue };
+            let way = self.client_way();
+            let (client, serial, step) = (asker.client, asker.serial, asker.step);
+            let wall = self.nodes[self.node_of(host)].wall(self.now);
+            self.hosts[host].go_on(client, wall);
+            self.queue.push(self.now + way, Event::Reply { client, serial, step, bytes });
+        }
+        for load in effects.loads.drain(..) {
+            self.counters.loads += 1;
+            let Some(storage) = &mut self.hosts[host].storage else { break };
+            match storage.start_load(load) {
+                Ok(job) => self.plan_disk(host, Arrival::LoadDone(job)),
+                Err(input) => {
+                    if let Some(core) = &mut self.hosts[host].core {
+                        core.handle(input);
+                    }
+                }
+            }
+        }
+        self.hosts[host].effects = effects;
+        Ok(())
+    }
+
+    fn start_writes(&mut self, host: usize) {
+        while let Some(job) = self.hosts[host].storage.as_mut().and_then(Storage::start_write) {
+            self.counters.batches += 1;
+            self.plan_disk(host, Arrival::WriteDone(job));
+        }
+    }
+
+    fn start_task(&mut self, host: usize) {
+        if self.hosts[host].storage.as_mut().is_some_and(Storage::start_task) {
+            self.plan_disk(host, Arrival::TaskDone);
+        }
+    }
+
+    /// When a disk operation that starts now completes.
+    fn plan_disk(&mut self, host: usize, arrival: Arrival) {
+        let (shortest, longest) = self.plan.disk.latency;
+        let latency = self.rng.between(shortest, longest) * self.hosts[host].disk_slowness;
+        let at = (self.now + latency).max(self.hosts[host].stuck_until);
+        self.queue.push(at, Event::Arrive { host, life: self.hosts[host].life, arrival });
+    }
+
+    fn send(&mut self, host: usize, sends: impl Iterator<Item = (CoreAddr, PeerMessage)>) {
+        let from = self.hosts[host].addr;
+        let mut remote: BTreeMap<usize, Vec<PeerMessage>> = BTreeMap::new();
+        for (to, message) in sends {
+            let target = self.host_at(to);
+            if to.node == from.node {
+                let life = self.hosts[target].life;
+                let arrival = Arrival::Mail(from, message);
+                self.queue.push(self.now + 1, Event::Arrive { host: target, life, arrival });
+            } else {
+                remote.entry(target).or_default().push(message);
+            }
+        }
+        for (target, messages) in remote {
+            self.send_remote(host, target, messages);
+        }
+    }
+
+    fn send_remote(&mut self, host: usize, target: usize, messages: Vec<PeerMessage>) {
+        let link = self.net.link(host, target);
+        let peer_is_up = self.nodes[self.node_of(target)].up;
+        if let Some(hello) = self.net.connect(link, self.now, peer_is_up) {
+            self.travel(hello);
+        } else if self.net.is_down(link) {
+            // Forwarded commands were certainly not executed; the rest is repeated anyway.
+            let (to, life) = (self.hosts[target].addr, self.hosts[host].life);
+            for message in messages {
+                if let PeerMessage::Forward(forward) = message {
+                    let arrival = Arrival::NotSent { to, id: forward.id };
+                    let event = Event::Arrive { host, life, arrival };
+                    self.queue.push(self.now + self.plan.tick, event);
+                }
+            }
+            return;
+        }
+        for frame in self.net.encode(link, messages) {
+            self.travel(frame);
+        }
+    }
+
+    pub(crate) fn travel(&mut self, frame: Frame) {
+        let link = frame.link;
+        let travel = self.net.travel(frame, self.now);
+        for (at, frame) in travel.arrivals {
+            let host = self.host_at(self.net.links[link].to);
+            self.queue.push(at, Event::ArriveAny { host, arrival: Arrival::Frame(frame) });
+        }
+        if travel.broken {
+            self.break_link(link);
+        }
+    }
+
+    /// A connection ends; both ends learn it, at their own time.
+    pub(crate) fn break_link(&mut self, link: usize) {
+        if !self.net.break_link(link) {
+            return;
+        }
+        let (epoch, from, to) = {
+            let link = &self.net.links[link];
+            (link.epoch, link.from, link.to)
+        };
+        let soon = self.now + self.rng.between(50, 5 * MS);
+        let arrival = Arrival::LinkEnded { link, epoch };
+        let (sender, receiver) = (self.host_at(from), self.host_at(to));
+        self.queue.push(soon, Event::ArriveAny { host: sender, arrival });
+        let later = self.now + self.rng.between(50, 5 * MS);
+        let arrival = Arrival::PeerEnded(from);
+        self.queue.push(later, Event::ArriveAny { host: receiver, arrival });
+    }
+
+    /// Checks and records what a turn has changed.
+    fn observe(&mut self, host: usize) -> Step {
+        let Host { addr, core: Some(core), seen, .. } = &mut self.hosts[host] else {
+            return Ok(());
+        };
+        for last in seen.iter_mut() {
+            let Some(status) = core.group_status(last.group) else { continue };
+            let at = (status.term, status.last.get());
+            if (status.role, status.term) != (last.role, last.term) {
+                let event = role_event(status.role);
+                self.trace.replica(self.now, *addr, last.group, event, at);
+            }
+            if status.commit != last.commit {
+                let at = (status.term, status.commit.get());
+                self.trace.replica(self.now, *addr, last.group, "Commit", at);
+            }
+            let (role, term, commit) = (status.role, status.term, status.commit);
+            *last = Seen { group: last.group, role, term, commit };
+        }
+        let checked = self.invariants.observe(*addr, core);
+        checked.map_err(|violation| self.violation(&violation))
+    }
+
+    /// The costly checks.
+    pub(crate) fn deep_check(&mut self) -> Step {
+        let hosts = &self.hosts;
+        let mut cores = hosts.iter().filter_map(|host| Some((host.addr, host.core.as_ref()?)));
+        let checked = self.invariants.observe_deep(&mut cores);
+        checked.map_err(|violation| self.violation(&violation))
+    }
+
+    /// A number for the next moment of a history: later than all before it.
+    pub(crate) fn moment(&mut self) -> u64 {
+        self.ns = (self.ns + 1).max(self.now * 1000);
+        self.ns
+    }
+
+    /// How long bytes travel between a client and a node.
+    pub(crate) fn client_way(&mut self) -> Micros {
+        self.rng.between(30, 1500)
+    }
+
+    /// Counters of all running cores and of those that ran before.
+    pub(crate) fn totals(&self) -> Counters {
+        let mut totals = self.counters.clone();
+        for core in self.hosts.iter().filter_map(|host| host.core.as_ref()) {
+            let stats: CoreStats = core.stats();
+            totals.add(&stats);
+        }
+        totals.frames = self.net.frames;
+        totals.frames_lost = self.net.frames_lost;
+        totals
+    }
+
+    pub(crate) fn failure(&self, kind: &'static str, text: String) -> Failure {
+        Failure { kind, text, at: self.now }
+    }
+
+    pub(crate) fn violation(&self, violation: &crate::invariants::Violation) -> Failure {
+        self.failure(violation.invariant, violation.to_string())
+    }
+
+    /// Decodes an answer as a client does.
+    pub(crate) fn parse(&self, bytes: &[u8]) -> Result<coracle_engine::Reply, Failure> {
+        match resp::parse_reply(bytes) {
+            Ok(Some((reply, used))) if used == bytes.len() => Ok(reply),
+            other => Err(self.failure("codec", format!("an answer is parsed as {other:?}"))),
+        }
+    }
+}
