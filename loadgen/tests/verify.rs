@@ -171,3 +171,36 @@ fn exit_codes_are_the_documented_ones() {
     assert_eq!(unreachable.status.code(), Some(3), "{unreachable:?}");
     assert!(String::from_utf8_lossy(&unreachable.stderr).contains("unreachable"));
 }
+
+/// A history has a line for everything that may have happened: unknown outcomes have no return,
+/// what was refused has no line, and no value is written twice.
+#[test]
+fn a_history_tells_unknown_from_refused() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("history");
+    let store = Store::default();
+    let count = AtomicU64::new(0);
+    let server = Server::start(move |_, args| match count.fetch_add(1, Ordering::SeqCst) % 50 {
+        7 => Answer::HangUp,
+        23 => Reply::error("UNCERTAIN outcome unknown: leader lost").into(),
+        31 => Reply::error("TRYAGAIN not now").into(),
+        _ => store.answer(args),
+    });
+    let options = Options { history: Some(file.clone()), read_ratio: 0.5, ..options(&server) };
+    let load = go(options).load.expect("a load");
+
+    let text = std::fs::read_to_string(&file).expect("a history");
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let known = lines.iter().filter(|line| !line["return_ns"].is_null()).count() as u64;
+    let unknown = lines.len() as u64 - known;
+    let refused = load.errors["TRYAGAIN"].count;
+    assert_eq!(known, load.reads + load.writes);
+    assert_eq!(unknown, load.error_count - refused);
+    assert!(unknown > 0 && refused > 0, "{unknown} unknown, {refused} refused");
+    let mut values: Vec<&str> = lines.iter().filter_map(|line| line["arg"].as_str()).collect();
+    let writes = values.len();
+    values.sort_unstable();
+    values.dedup();
+    assert_eq!(values.len(), writes, "every write has a value of its own");
+}

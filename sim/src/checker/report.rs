@@ -65,7 +65,8 @@ pub struct NotLinearizable {
     pub open: Vec<Open>,
     /// What the value may have been, and still `op` had no place.
     pub tried: Vec<Tried>,
-    /// How many configurations were looked at for `op`, `tried` among them.
+    /// How many configurations were looked at for `op`. One may stand for several values, if no
+    /// answer tells them apart.
     pub tried_count: u64,
 }
 
@@ -234,7 +235,7 @@ impl fmt::Display for NotLinearizable {
             let end = if *placed { "  in that order" } else { "  not placed" };
             writeln!(f, "    {}{end}", Line(op))?;
         }
-        write!(f, "  the value may have been ({} configurations tried):", self.tried_count)?;
+        write!(f, "  the value may have been:")?;
         for Tried { value, after } in &self.tried {
             write!(f, "\n    {}", ShortValue(value.as_deref()))?;
             if let Some(after) = after {

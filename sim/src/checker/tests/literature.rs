@@ -226,8 +226,9 @@ not linearizable: key \"k\"
     client 2  set \"c\" -> OK  4..20 ns
   meanwhile open:
     client 2  set \"c\" -> OK  4..20 ns  in that order
-  the value may have been (1 configurations tried):
-    \"b\"  after client 1  set \"b\" -> OK  2..3 ns";
+  the value may have been:
+    \"b\"  after client 1  set \"b\" -> OK  2..3 ns
+    \"c\"  after client 2  set \"c\" -> OK  4..20 ns";
     assert_eq!(text, want);
 }
 
