@@ -11,13 +11,14 @@ use std::task::{Poll, Waker as TaskWaker};
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
-use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use glommio::{LocalExecutorBuilder, Placement};
 
 /// Jobs and results that may wait in the queues.
 const QUEUE_MAX: usize = 64;
 
-type Job<R> = Box<dyn FnOnce() -> R + Send>;
+/// Work that blocks.
+pub(super) type Job<R> = Box<dyn FnOnce() -> R + Send>;
 
 /// The hot loop's handle on its background executor. Dropping it ends the executor after the
 /// running job.
@@ -61,15 +62,13 @@ impl<R: Send + 'static> Background<R> {
         Ok(Self { jobs: Some(job_sender), results, parked, open: 0, thread: Some(thread) })
     }
 
-    /// Hands a job over. Fails when the executor is gone or its queue is full.
-    pub(super) fn submit(&mut self, job: impl FnOnce() -> R + Send + 'static) -> bool {
-        let Some(jobs) = &self.jobs else { return false };
-        if jobs.try_send(Box::new(job)).is_err() {
-            return false;
-        }
+    /// Hands a job over, or gives it back when the executor is gone or its queue is full.
+    pub(super) fn submit(&mut self, job: Job<R>) -> Result<(), Job<R>> {
+        let Some(jobs) = &self.jobs else { return Err(job) };
+        jobs.try_send(job).map_err(TrySendError::into_inner)?;
         self.open += 1;
         self.nudge();
-        true
+        Ok(())
     }
 
     /// A finished job's result.
@@ -77,6 +76,12 @@ impl<R: Send + 'static> Background<R> {
         let result = self.results.try_recv().ok()?;
         self.open -= 1;
         Some(result)
+    }
+
+    /// Whether every job's result has been taken.
+    #[cfg(test)]
+    pub(super) const fn is_idle(&self) -> bool {
+        self.open == 0
     }
 
     /// Wakes the executor if a job is open; harmless otherwise.

@@ -14,6 +14,7 @@ mod keys;
 mod mailbox;
 mod node_commands;
 mod peers;
+mod segments;
 mod session;
 mod shared;
 mod start;

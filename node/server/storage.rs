@@ -14,6 +14,7 @@ use coracle_ring::{AlignedBuf, Event, FileId, Ring};
 use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
 
 use super::background::Background;
+use super::segments::Segments;
 use crate::fatal::{Exit, Fatal};
 
 /// Once a batch is sealed, the next one gathers for this long: at moderate rates the cost is per
@@ -37,7 +38,7 @@ struct OpenLoad {
 /// The log of one core and everything it has under way.
 pub(super) struct Storage {
     wal: Wal<RealDisk>,
-    background: Background<SegmentDone<File>>,
+    segments: Segments<RealDisk>,
     files: BTreeMap<SegmentId, FileId>,
     loads: BTreeMap<u64, OpenLoad>,
     next_load: u64,
@@ -87,7 +88,7 @@ impl Storage {
         }
         Ok(Self {
             wal,
-            background,
+            segments: Segments::new(background),
             files: BTreeMap::new(),
             loads: BTreeMap::new(),
             next_load: 0,
@@ -145,12 +146,7 @@ impl Storage {
             }
             self.sealed_at = Instant::now();
         }
-        if let Some(task) = self.wal.wanted_segments().pop() {
-            let disk = self.wal.disk().clone();
-            if !self.background.submit(move || task.run(&disk)) {
-                tracing::error!(target: "wal", "the background executor takes no work");
-            }
-        }
+        self.segments.submit(&mut self.wal);
     }
 
     fn failed_submit(&mut self, id: u64, error: io::Error, buffer: AlignedBuf) {
@@ -171,15 +167,7 @@ impl Storage {
 
     /// Takes finished background work.
     pub(super) fn background_done(&mut self, ring: &mut Ring) -> Result<(), Fatal> {
-        while let Some(done) = self.background.finished() {
-            match self.wal.segment_ready(done) {
-                Ok(()) => {}
-                Err(error @ WalError::NoSpace { .. }) => {
-                    tracing::error!(target: "wal", %error, "the disk is full");
-                }
-                Err(error) => return Err(storage_error(error)),
-            }
-        }
+        self.segments.take_finished(&mut self.wal).map_err(storage_error)?;
         for segment in self.wal.take_released() {
             if let Some(file) = self.files.remove(&segment) {
                 ring.remove_file(file);
@@ -190,7 +178,7 @@ impl Storage {
 
     /// A tick has passed; the store holds `data_bytes`.
     pub(super) fn tick(&mut self, ring: &mut Ring, data_bytes: u64) {
-        self.background.nudge();
+        self.segments.tick();
         let segments = self.wal.live_segments().count() as u64;
         self.checkpoint.update(segments * self.wal.options().segment_bytes, data_bytes);
         if self.wal.is_latched() {
@@ -329,12 +317,17 @@ pub(super) struct StorageError(Fatal);
 
 impl From<WalError> for StorageError {
     fn from(error: WalError) -> Self {
-        Self(Fatal::new(
-            Exit::DiskError,
-            "the log failed; nothing more is acknowledged",
-            error.to_string(),
-            "look at the disk and the kernel log, then start the node again",
-        ))
+        let (what, fix) = match &error {
+            WalError::NoSpace { .. } => (
+                "the disk is full: there is no room for the log",
+                "make room on the file system of the data directory, then start the node again",
+            ),
+            _ => (
+                "the log failed; nothing more is acknowledged",
+                "look at the disk and the kernel log, then start the node again",
+            ),
+        };
+        Self(Fatal::new(Exit::DiskError, what, error.to_string(), fix))
     }
 }
 

@@ -75,6 +75,13 @@ pub struct SegmentDone<F> {
     pub(crate) result: io::Result<Option<F>>,
 }
 
+impl<F> SegmentDone<F> {
+    /// Whether a segment was made without an old file: the file system has given space.
+    pub const fn took_space(&self) -> bool {
+        matches!(self.job, Job::Prepare { recycle: None, .. }) && self.result.is_ok()
+    }
+}
+
 impl SegmentTask {
     /// Does the work.
     pub fn run<D: Disk>(self, disk: &D) -> SegmentDone<D::File> {
