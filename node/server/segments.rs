@@ -173,10 +173,10 @@ mod tests {
         // Its result comes last.
         while !rig.wal.can_seal() {
             rig.segments.background.nudge();
-            if let Some(done) = rig.segments.background.finished() {
-                if rig.segments.background.is_idle() {
-                    rig.wal.segment_ready(done).expect("prepared");
-                }
+            if let Some(done) = rig.segments.background.finished()
+                && rig.segments.background.is_idle()
+            {
+                rig.wal.segment_ready(done).expect("prepared");
             }
         }
     }
