@@ -66,13 +66,13 @@ pub(crate) struct Flags {
     /// Form of log lines
     #[arg(long, env = "CORACLE_LOG_FORMAT", value_name = "FORMAT")]
     pub(super) log_format: Option<LogFormat>,
-    /// Size of one log segment
+    /// Size of one log segment, from 10MiB to 1GiB
     #[arg(long, env = "CORACLE_WAL_SEGMENT_SIZE", value_name = "SIZE")]
     pub(super) wal_segment_size: Option<ByteSize>,
     /// Whether the log bypasses the page cache
     #[arg(long, env = "CORACLE_WAL_DIRECT_IO", value_name = "BOOL")]
     pub(super) wal_direct_io: Option<bool>,
-    /// Most bytes of log on disk per core
+    /// Size near which the log of each core is kept, at least four segments
     #[arg(long, env = "CORACLE_WAL_MAX_SIZE", value_name = "SIZE")]
     pub(super) wal_max_size: Option<ByteSize>,
     /// Length of a tick in milliseconds

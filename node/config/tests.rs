@@ -1,3 +1,4 @@
+use super::file::FileNode;
 use super::*;
 
 const NODES: &str = "[[nodes]]\nid = 1\nhost = \"127.0.0.1\"\nport = 7001\ncore_port = 7101\n\
@@ -54,7 +55,8 @@ fn validation_names_the_value_and_the_limits() {
         ("maxclients = 0", &["0", "1 to 1000000"]),
         ("maxmemory = \"1MiB\"", &["1048576", "67108864"]),
         ("shards = 4\ngroups = 5", &["groups is 5", "1 to 4"]),
-        ("[wal]\nsegment_size = 1048577", &["1048577", "4096"]),
+        ("[wal]\nsegment_size = 67108865", &["67108865B", "4096"]),
+        ("[wal]\nsegment_size = \"2GiB\"", &["2GiB", "10MiB to 1GiB"]),
         ("[wal]\nsegment_size = \"64MiB\"\nmax_size = \"128MiB\"", &["134217728", "268435456"]),
         ("[raft]\nelection_ticks = 10\nheartbeat_ticks = 5", &["it is 5", "1 to 4"]),
         ("[raft]\ntick_ms = 1", &["it is 1", "5 to 1000"]),
@@ -65,6 +67,24 @@ fn validation_names_the_value_and_the_limits() {
             assert!(text.contains(needle), "{extra}: {text}");
         }
     }
+}
+
+/// A segment that the largest command does not fit into made the log panic at run time.
+#[test]
+fn segments_take_the_largest_command() {
+    for (mebibytes, fits) in [(1, false), (9, false), (10, true), (1024, true), (1025, false)] {
+        let extra = format!("[wal]\nmax_size = \"8GiB\"\nsegment_size = \"{mebibytes}MiB\"");
+        let result = minimal(&extra);
+        assert_eq!(result.is_ok(), fits, "{mebibytes} MiB: {result:?}");
+        if let Err(error) = result {
+            let text = error.to_string();
+            assert!(text.contains("the largest command, which is 9MiB"), "{text}");
+            assert!(text.contains("to 10MiB or more"), "{text}");
+        }
+    }
+    let smallest = minimal("[wal]\nsegment_size = \"10MiB\"").expect("valid").wal;
+    let options = smallest.options(Identity::default());
+    assert!(options.payload_bytes_max() >= COMMAND_BYTES_MAX, "{options:?}");
 }
 
 /// Blocks of ports must not overlap on one host or leave the range.

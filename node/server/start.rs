@@ -205,16 +205,13 @@ fn recover(
 ) -> Result<(Wal, Recovery), Fatal> {
     let config = shared.config();
     let disk = RealDisk::open(wal_dir, config.wal.direct_io).map_err(storage_error)?;
-    let options = coracle_wal::Options {
-        identity: coracle_wal::Identity {
-            cluster: shared.cluster_id(),
-            node: me.node,
-            core: u32::from(me.core.0),
-        },
-        segment_bytes: config.wal.segment_bytes,
-        inflight_max: WRITES_IN_FLIGHT,
-        ..coracle_wal::Options::default()
+    let identity = coracle_wal::Identity {
+        cluster: shared.cluster_id(),
+        node: me.node,
+        core: u32::from(me.core.0),
     };
+    let options =
+        coracle_wal::Options { inflight_max: WRITES_IN_FLIGHT, ..config.wal.options(identity) };
     let mut recovery = Recovery::new(shared.map().clone(), me);
     let (wal, report) = coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
         .map_err(storage_error)?;
