@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use common::client::{Client, bulk, text};
@@ -292,4 +292,70 @@ fn check_config_tells_where_values_come_from() {
         assert!(lines.iter().any(|l| l == line), "{line} is not in\n{shown}");
     }
     assert!(!shown.contains("canary"), "{shown}");
+}
+
+/// The fields of a line of `CLIENT LIST`, as redis-py reads them: words, each `name=value`.
+fn client_fields(line: &str) -> BTreeMap<&str, &str> {
+    line.split(' ').map(|word| word.split_once('=').expect(line)).collect()
+}
+
+/// Two connections to each of two cores and one to the plain port see each other, whichever is
+/// asked, and any of them can close another one.
+#[test]
+fn clients_of_all_cores_are_listed_and_killed() {
+    let cluster = Cluster::start(&Options { cores: 2, ..Options::single() });
+    let ports = cluster.nodes[0].ports;
+    let mut clients: Vec<Client> = [ports.core, ports.core, ports.core + 1, ports.core + 1]
+        .iter()
+        .map(|&port| Client::connect(port).expect("the node serves"))
+        .collect();
+    clients.push(cluster.nodes[0].client());
+    let mut ids = Vec::new();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.run(&format!("CLIENT SETNAME c{n}")), Reply::OK);
+        assert_eq!(client.run("CLIENT SETINFO LIB-NAME mine"), Reply::OK);
+        let Reply::Integer(id) = client.run("CLIENT ID") else { panic!("a number") };
+        ids.push(id);
+    }
+    assert!(matches!(clients[3].run("HELLO 3"), Reply::Map(_)));
+    for asker in 0..clients.len() {
+        let list = text(&clients[asker].run("CLIENT LIST"));
+        for (n, id) in ids.iter().enumerate() {
+            let line = list.lines().find(|line| line.starts_with(&format!("id={id} ")));
+            let fields = client_fields(line.unwrap_or_else(|| panic!("{n} in {list}")));
+            for (field, want) in [("name", format!("c{n}").as_str()), ("lib-name", "mine")] {
+                assert_eq!(fields[field], want, "{n} in {list}");
+            }
+            assert_eq!((fields["fd"], fields["db"], fields["user"]), ("0", "0", "default"));
+            assert!(fields["addr"].starts_with("127.0.0.1:"), "{list}");
+            let port = [ports.core, ports.core, ports.core + 1, ports.core + 1, ports.plain][n];
+            assert_eq!(fields["laddr"], format!("127.0.0.1:{port}"), "{list}");
+            assert!(fields["age"].parse::<u64>().is_ok() && fields["idle"].parse::<u64>().is_ok());
+            assert_eq!(fields["resp"], if n == 3 { "3" } else { "2" });
+            assert!(["flags", "lib-ver", "tot-cmds"].iter().all(|name| fields.contains_key(name)));
+        }
+        let own = list.lines().find(|line| line.starts_with(&format!("id={} ", ids[asker])));
+        assert_eq!(client_fields(own.expect("listed"))["cmd"], "client");
+    }
+    clients[1].run("GET nothing");
+    let one = text(&clients[4].run(&format!("CLIENT LIST ID {}", ids[1])));
+    assert_eq!((one.lines().count(), client_fields(one.trim_end())["cmd"]), (1, "get"));
+
+    // By number from another core, by address, and not oneself.
+    assert_eq!(clients[4].run(&format!("CLIENT KILL ID {}", ids[0])), Reply::Integer(1));
+    assert!(clients[0].call(&["PING"]).is_err(), "killed");
+    let addr = client_fields(one.trim_end())["addr"].to_owned();
+    assert_eq!(clients[3].run(&format!("CLIENT KILL {addr}")), Reply::OK);
+    assert!(clients[1].call(&["PING"]).is_err(), "killed");
+    assert_eq!(clients[3].run(&format!("CLIENT KILL {addr}")), Reply::error("ERR No such client"));
+    assert_eq!(clients[3].run(&format!("CLIENT KILL ID {}", ids[3])), Reply::Integer(0));
+    // A pipeline goes on after the reply; oneself only on demand, after the reply.
+    clients[2].send_raw(b"CLIENT LIST\r\nPING\r\nCLIENT LIST\r\nPING\r\n").expect("sent");
+    for want in ["c2", "PONG", "c2", "PONG"] {
+        assert!(text(&clients[2].reply().expect("an answer")).contains(want), "{want}");
+    }
+    let last = format!("CLIENT KILL ID {} SKIPME no", ids[2]);
+    assert_eq!(clients[2].run(&last), Reply::Integer(1));
+    assert!(clients[2].call(&["PING"]).is_err(), "killed itself");
+    assert_eq!(clients[4].run("PING"), Reply::Status("PONG"));
 }

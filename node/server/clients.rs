@@ -2,8 +2,9 @@
 //! engine or to the node's own commands.
 
 use std::ops::Range;
+use std::time::Instant;
 
-use coracle_engine::command::{self, Command, Scope};
+use coracle_engine::command::{self, Command, Scope, Spec};
 use coracle_engine::{Core, CoreAddr, Input, Order, Reply, Request, Token, WallMillis};
 use coracle_net::resp::Parsed;
 use coracle_ring::{Chunk, Ring, SocketId};
@@ -12,6 +13,7 @@ use super::connection::{Connection, slot_of};
 use super::node_commands::{self, Outcome, View};
 use super::session::Session;
 use super::shared::Shared;
+use super::surveys::{Answer, Filter, Question};
 
 /// A command shorter than this is completed with this many bytes at a time, so that a request
 /// that trickles in is not looked at byte by byte.
@@ -43,8 +45,6 @@ pub(super) struct Context<'a> {
     pub(super) me: CoreAddr,
     /// What the cores of the node share.
     pub(super) shared: &'a Shared,
-    /// Lines of `CLIENT LIST` for the connections of this core, as of the last tick.
-    pub(super) other_clients: &'a [String],
     /// Wall time of this turn.
     pub(super) now: WallMillis,
 }
@@ -163,6 +163,9 @@ impl Clients {
     /// End of the turn: sends what is to be sent, takes up paused connections that have room
     /// again, closes those that are done.
     pub(super) fn flush(&mut self, ring: &mut Ring, context: &mut Context<'_>) {
+        if context.shared.surveys().any() {
+            self.take_part_in_surveys(ring, context);
+        }
         let mut touched = std::mem::take(&mut self.touched);
         let mut ranges = std::mem::take(&mut self.ranges);
         for index in touched.drain(..) {
@@ -194,6 +197,47 @@ impl Clients {
         }
         self.touched = touched;
         self.ranges = ranges;
+    }
+
+    /// Answers what is asked about this core's clients; replies to those who asked here.
+    fn take_part_in_surveys(&mut self, ring: &mut Ring, context: &mut Context<'_>) {
+        let (surveys, here) = (context.shared.surveys(), context.me.core);
+        for (number, question) in surveys.questions(here) {
+            let answer = match question {
+                Question::List(filter) => {
+                    let open = self.slots.iter().filter_map(|slot| slot.connection.as_ref());
+                    let meant = open.filter(|connection| filter.matches(&connection.session));
+                    let line = |c: &Connection| (c.session.id, c.line(context.now));
+                    Answer::Lines(meant.map(line).collect())
+                }
+                Question::Kill(filter) | Question::KillOne(filter) => {
+                    Answer::Killed(self.kill(&filter, ring, context.core))
+                }
+            };
+            surveys.answer(here, number, answer);
+        }
+        for (token, reply) in surveys.take_finished(here, Instant::now()) {
+            self.reply(token, reply);
+        }
+    }
+
+    /// Closes connections; how many. One that waits for the answer of a survey gets that first.
+    fn kill(&mut self, filter: &Filter, ring: &mut Ring, core: &mut Core) -> u64 {
+        let mut count = 0;
+        for index in 0..self.slots.len() {
+            let Some(connection) = self.slots[index].connection.as_mut() else { continue };
+            if !filter.matches(&connection.session) {
+                continue;
+            }
+            count += 1;
+            if connection.is_surveying() {
+                connection.closing = true;
+                self.touch(index);
+            } else {
+                self.close(index, ring, core);
+            }
+        }
+        count
     }
 
     fn touch(&mut self, index: usize) {
@@ -273,10 +317,13 @@ fn with_args(input: &[u8], ranges: &[Range<usize>], then: impl FnOnce(&[&[u8]]))
 
 fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
     let Some(&name) = args.first() else { return };
-    let spec = match command::lookup(name) {
-        Some(spec) if spec.scope == Scope::Node || !connection.session.authenticated => spec,
-        _ => return execute_data(connection, args, context),
+    let Some(spec) = command::lookup(name) else {
+        return connection.answer(command::unknown_command(args));
     };
+    connection.session.note(spec.name, context.now);
+    if connection.session.authenticated && spec.scope == Scope::Data {
+        return execute_data(connection, spec, args, context);
+    }
     if !connection.session.authenticated && !node_commands::allowed_before_auth(spec) {
         connection.answer(Reply::error("NOAUTH Authentication required."));
         return;
@@ -291,7 +338,6 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
         leader_of: &|group| core.leader_of(group),
         keys_in_slot: &|slot| core.keys_in_slot(slot),
         stats: &|| context.shared.stats(),
-        other_clients: &|| context.other_clients.to_vec(),
     };
     let outcome = node_commands::execute(spec, args, &mut connection.session, &view);
     connection.update_limits();
@@ -301,11 +347,23 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
             connection.answer(reply);
             connection.closing = true;
         }
+        Outcome::Survey(question) => {
+            let token = connection.expect_survey();
+            if !context.shared.surveys().ask(question, context.me.core, token) {
+                let text = "ERR too many CLIENT LIST and KILL commands at once, try again";
+                connection.reply(token, Reply::error(text));
+            }
+        }
     }
 }
 
-fn execute_data(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_>) {
-    match command::decode(args, context.now) {
+fn execute_data(
+    connection: &mut Connection,
+    spec: &Spec,
+    args: &[&[u8]],
+    context: &mut Context<'_>,
+) {
+    match command::decode_spec(spec, args, context.now) {
         Err(reply) => connection.answer(reply),
         Ok(command) => submit(connection, command, context),
     }

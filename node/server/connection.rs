@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use coracle_engine::command::Command;
-use coracle_engine::{Core, Order, Reply, Token, Unanswered};
+use coracle_engine::{Core, Order, Reply, Token, Unanswered, WallMillis};
 use coracle_net::resp::{self, Limits, Parsed, Protocol, ProtocolError, RequestParser};
 use coracle_ring::SocketId;
 
@@ -63,6 +63,8 @@ pub(super) struct Connection {
     /// Sequence number of the first pending command.
     first: u64,
     slot: u64,
+    /// All cores are asked for the reply to the last command; nothing is taken after it.
+    surveying: bool,
     /// A command that must not overtake those before it; nothing is taken after it.
     held: Option<Command>,
     output: Vec<u8>,
@@ -87,6 +89,7 @@ impl Connection {
             pending: VecDeque::new(),
             first,
             slot: slot as u64,
+            surveying: false,
             held: None,
             output: Vec::new(),
             spare: Vec::new(),
@@ -126,6 +129,25 @@ impl Connection {
         token
     }
 
+    /// Takes a command whose reply is made from answers of all cores.
+    pub(super) fn expect_survey(&mut self) -> Token {
+        let token = self.token(self.next_sequence());
+        let protocol = self.session.protocol;
+        self.pending.push_back(Pending { reply: None, protocol, open: None });
+        self.surveying = true;
+        token
+    }
+
+    /// Whether a survey is under way for it.
+    pub(super) const fn is_surveying(&self) -> bool {
+        self.surveying
+    }
+
+    /// Its line of `CLIENT LIST`.
+    pub(super) fn line(&self, now: WallMillis) -> String {
+        self.session.line(now, self.input.len(), self.output.len())
+    }
+
     /// When a command may be handed to the engine.
     pub(super) fn order(&self, command: &Command, core: &Core) -> Order {
         let open = self.pending.iter().filter(|pending| pending.reply.is_none());
@@ -163,8 +185,11 @@ impl Connection {
         let sequence = token.0 & ((1 << SEQUENCE_BITS) - 1);
         let Some(offset) = sequence.checked_sub(self.first) else { return };
         let Ok(offset) = usize::try_from(offset) else { return };
+        let pending_count = self.pending.len();
         let Some(pending) = self.pending.get_mut(offset) else { return };
         assert!(pending.reply.is_none(), "token {} was answered twice", token.0);
+        // The command of a survey is always the last one.
+        self.surveying &= offset + 1 < pending_count;
         if offset > 0 {
             pending.reply = Some(reply);
             return;
@@ -182,6 +207,7 @@ impl Connection {
     /// Whether no further command may be taken now.
     pub(super) fn is_full(&self) -> bool {
         self.held.is_some()
+            || self.surveying
             || self.pending.len() >= PENDING_MAX
             || self.output.len() >= OUTPUT_SOFT_MAX
     }
@@ -189,6 +215,7 @@ impl Connection {
     /// Whether a full connection has drained enough to go on.
     pub(super) fn may_resume(&self) -> bool {
         self.held.is_none()
+            && !self.surveying
             && self.pending.len() <= PENDING_RESUME
             && self.output.len() < OUTPUT_SOFT_MAX / 2
     }

@@ -47,7 +47,6 @@ pub(super) struct HotLoop {
     pub(super) effects: Effects,
     /// More work is known to wait than this turn took: do not sleep before the next.
     pub(super) again: bool,
-    pub(super) client_lines: Vec<String>,
 }
 
 /// The mailboxes of the node's other cores, and what did not fit into them yet.
@@ -222,15 +221,19 @@ impl HotLoop {
         }
         self.effects = effects;
         self.flush_links();
-        let mut context = Context {
-            core: &mut self.core,
-            me: self.me,
-            shared: &self.shared,
-            other_clients: &self.client_lines,
-            now,
-        };
-        self.clients.flush(&mut self.ring, &mut context);
+        self.with_clients(now, |clients, ring, context| clients.flush(ring, context));
         self.again |= self.siblings.flush(self.me);
+    }
+
+    /// Does something with the client connections and what their commands need.
+    fn with_clients(
+        &mut self,
+        now: WallMillis,
+        act: impl FnOnce(&mut Clients, &mut Ring, &mut Context<'_>),
+    ) {
+        let (core, shared) = (&mut self.core, &*self.shared);
+        let mut context = Context { core, me: self.me, shared, now };
+        act(&mut self.clients, &mut self.ring, &mut context);
     }
 
     fn flush_links(&mut self) {
@@ -270,7 +273,6 @@ impl HotLoop {
         }
         self.storage.tick(&mut self.ring, self.core.memory_bytes());
         self.shared.publish(self.me.core, &self.core, self.clients.open());
-        self.client_lines.clear();
     }
 
     fn accepted(&mut self, kind: Kind, fd: std::os::fd::OwnedFd, now: WallMillis) {
@@ -320,14 +322,9 @@ impl HotLoop {
     fn received(&mut self, socket: SocketId, key: u64, data: &[u8], now: WallMillis) {
         match split(key) {
             (Kind::Client, index) => {
-                let mut context = Context {
-                    core: &mut self.core,
-                    me: self.me,
-                    shared: &self.shared,
-                    other_clients: &self.client_lines,
-                    now,
-                };
-                self.clients.received(index, data, &mut context);
+                self.with_clients(now, |clients, _, context| {
+                    clients.received(index, data, context);
+                });
             }
             (Kind::PeerIn, index) if self.is_in_link(index, socket) => {
                 self.received_peer(index, data);

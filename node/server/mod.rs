@@ -19,6 +19,7 @@ mod session;
 mod shared;
 mod start;
 mod storage;
+mod surveys;
 
 pub(crate) use start::run;
 

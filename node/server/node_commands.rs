@@ -15,6 +15,7 @@ use coracle_raft::{GroupId, NodeId};
 use super::cluster_view;
 use super::info::{self, NodeStats};
 use super::session::{Session, valid_name};
+use super::surveys::Question;
 use crate::config::Config;
 
 /// Version of Redis whose commands and replies are followed.
@@ -38,8 +39,6 @@ pub(crate) struct View<'a> {
     pub(crate) keys_in_slot: &'a dyn Fn(SlotId) -> u64,
     /// Numbers of the whole node; called only by the commands that show them.
     pub(crate) stats: &'a dyn Fn() -> NodeStats,
-    /// Lines of `CLIENT LIST` for the other connections of this core.
-    pub(crate) other_clients: &'a dyn Fn() -> Vec<String>,
 }
 
 /// What becomes of a connection after a command.
@@ -49,6 +48,8 @@ pub(crate) enum Outcome {
     Reply(Reply),
     /// It is closed once the reply is sent.
     ReplyThenClose(Reply),
+    /// All cores are asked; the reply is made from their answers.
+    Survey(Question),
 }
 
 /// Whether a connection may use a command before it has given the password.
@@ -63,9 +64,6 @@ pub(crate) fn execute(
     session: &mut Session,
     view: &View<'_>,
 ) -> Outcome {
-    session.active = view.now;
-    session.last_command = spec.name;
-    session.commands += 1;
     if !session.authenticated && !allowed_before_auth(spec) {
         return Outcome::Reply(Reply::error("NOAUTH Authentication required."));
     }
@@ -74,6 +72,11 @@ pub(crate) fn execute(
     }
     if spec.id == CommandId::Quit {
         return Outcome::ReplyThenClose(Reply::OK);
+    }
+    if spec.id == CommandId::Client
+        && let Some(asked) = client::question(&args[1..], session)
+    {
+        return asked.map_or_else(Outcome::Reply, Outcome::Survey);
     }
     Outcome::Reply(answer(spec, args, session, view))
 }

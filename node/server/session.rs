@@ -36,11 +36,11 @@ pub(crate) struct Session {
     pub(crate) local: String,
     /// When it connected.
     pub(crate) created: WallMillis,
-    /// When it last sent a command that this node answered.
+    /// When its last command was taken.
     pub(crate) active: WallMillis,
-    /// The last such command.
+    /// That command.
     pub(crate) last_command: &'static str,
-    /// Such commands so far.
+    /// Commands so far.
     pub(crate) commands: u64,
     /// `CLIENT NO-EVICT`.
     pub(crate) no_evict: bool,
@@ -99,17 +99,25 @@ impl Session {
         self.no_touch = false;
     }
 
-    /// One line of `CLIENT LIST` (Redis, "CLIENT LIST"), without the line end.
-    pub(crate) fn line(&self, now: WallMillis) -> String {
+    /// Takes note of a command.
+    pub(crate) const fn note(&mut self, command: &'static str, now: WallMillis) {
+        self.active = now;
+        self.last_command = command;
+        self.commands += 1;
+    }
+
+    /// One line of `CLIENT LIST` (Redis, "CLIENT LIST"), without the line end. `input_bytes` and
+    /// `output_bytes` wait in the connection's buffers.
+    pub(crate) fn line(&self, now: WallMillis, input_bytes: usize, output_bytes: usize) -> String {
         let seconds = |since: WallMillis| now.0.saturating_sub(since.0) / 1000;
         let mut line = String::new();
         // Writing to a string cannot fail.
         let _ = write!(
             line,
-            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db=0 sub=0 psub=0 \
-             ssub=0 multi=-1 watch=0 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 \
-             oll=0 omem=0 tot-mem=0 events=r cmd={} user=default redir=-1 resp={} lib-name={} \
-             lib-ver={} tot-cmds={}",
+            "id={} addr={} laddr={} fd=0 name={} age={} idle={} flags={} db=0 sub=0 psub=0 \
+             ssub=0 multi=-1 watch=0 qbuf={input_bytes} qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 \
+             rbp=0 obl=0 oll=0 omem={output_bytes} tot-mem={} events=r cmd={} user=default \
+             redir=-1 resp={} lib-name={} lib-ver={} tot-cmds={}",
             self.id,
             self.peer,
             self.local,
@@ -117,6 +125,7 @@ impl Session {
             seconds(self.created),
             seconds(self.active),
             self.flags(),
+            input_bytes + output_bytes,
             self.last_command,
             match self.protocol {
                 Protocol::Resp2 => 2,

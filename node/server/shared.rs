@@ -10,6 +10,7 @@ use coracle_raft::NodeId;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::info::{NodeStats, ProcessUse};
+use super::surveys::Surveys;
 use super::wall;
 use crate::config::Config;
 
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     started: WallMillis,
     log_drops: ErrorCounter,
     client_ids: AtomicU64,
+    surveys: Surveys,
     stop: AtomicBool,
 }
 
@@ -41,6 +43,7 @@ impl Shared {
         Self {
             cores: cores.collect(),
             config,
+            surveys: Surveys::new(map.core_count()),
             map,
             cluster_id,
             started: wall(),
@@ -103,6 +106,11 @@ impl Shared {
     /// When the process started.
     pub(super) const fn started(&self) -> WallMillis {
         self.started
+    }
+
+    /// Questions to all cores about their clients.
+    pub(super) const fn surveys(&self) -> &Surveys {
+        &self.surveys
     }
 
     /// Asks all cores to stop.

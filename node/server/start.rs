@@ -192,7 +192,6 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         shared: Arc::clone(&shared),
         effects: Effects::default(),
         again: false,
-        client_lines: Vec::new(),
     })
 }
 

@@ -1,8 +1,9 @@
 //! `CLIENT`: what connections say about themselves.
 
-use coracle_engine::Reply;
+use coracle_engine::{Reply, command};
 
 use super::super::session::{Session, valid_name};
+use super::super::surveys::{Filter, Question};
 use super::{View, bad_client_name, bulk, help, number, unknown_sub, wrong_sub_arity};
 
 const HELP: &[&str] = &[
@@ -13,8 +14,13 @@ const HELP: &[&str] = &[
     "    Return the id of the current connection.",
     "INFO",
     "    Return information about the current connection.",
-    "LIST",
-    "    Return information about the connections of the core that answers.",
+    "KILL <ip:port>",
+    "    Close the connection from this address.",
+    "KILL <option> <value> [<option> <value> ...]",
+    "    Close connections; options are ADDR <ip:port>, LADDR <ip:port>, ID <client-id>,",
+    "    TYPE normal, USER <username>, SKIPME (YES|NO).",
+    "LIST [TYPE normal] [ID <client-id> [<client-id> ...]]",
+    "    Return information about the connections of this node.",
     "NO-EVICT (ON|OFF)",
     "    Accepted; connections are never evicted.",
     "NO-TOUCH (ON|OFF)",
@@ -42,16 +48,7 @@ pub(super) fn answer(args: &[&[u8]], session: &mut Session, view: &View<'_>) -> 
             None => bad_client_name(),
         },
         (b"setinfo", [what, value]) => set_info(what, value, session),
-        (b"info", []) => Reply::Verbatim(format!("{}\n", session.line(view.now))),
-        (b"list", []) => list(session, view),
-        (b"list", [option, kind]) if option.eq_ignore_ascii_case(b"type") => {
-            if kind.eq_ignore_ascii_case(b"normal") {
-                list(session, view)
-            } else {
-                Reply::Verbatim(String::new())
-            }
-        }
-        (b"list", _) => Reply::error("ERR syntax error"),
+        (b"info", []) => Reply::Verbatim(format!("{}\n", session.line(view.now, 0, 0))),
         (b"no-evict", [state]) => switch(&mut session.no_evict, state),
         (b"no-touch", [state]) => switch(&mut session.no_touch, state),
         (b"help", []) => help(HELP),
@@ -62,6 +59,82 @@ pub(super) fn answer(args: &[&[u8]], session: &mut Session, view: &View<'_>) -> 
         ) => wrong_sub_arity("client", &name),
         _ => unknown_sub("CLIENT", args[0]),
     }
+}
+
+/// What `CLIENT LIST` and `CLIENT KILL` ask all cores; `None` for other subcommands.
+pub(super) fn question(args: &[&[u8]], session: &Session) -> Option<Result<Question, Reply>> {
+    let is = |name: &str| args[0].eq_ignore_ascii_case(name.as_bytes());
+    match &args[1..] {
+        options if is("list") => Some(list(options).map(Question::List)),
+        [] if is("kill") => Some(Err(wrong_sub_arity("client", b"kill"))),
+        [addr] if is("kill") => {
+            let addr = Some(String::from_utf8_lossy(addr).into_owned());
+            Some(Ok(Question::KillOne(Filter { addr, ..Filter::default() })))
+        }
+        options if is("kill") => Some(kill(options, session.id).map(Question::Kill)),
+        _ => None,
+    }
+}
+
+fn list(options: &[&[u8]]) -> Result<Filter, Reply> {
+    match options {
+        [] => Ok(Filter::default()),
+        [option, kind] if option.eq_ignore_ascii_case(b"type") => {
+            Ok(Filter { nobody: !is_normal(kind)?, ..Filter::default() })
+        }
+        [option, ids @ ..] if option.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
+            let ids = ids.iter().map(|id| client_id(id)).collect::<Result<_, _>>()?;
+            Ok(Filter { ids: Some(ids), ..Filter::default() })
+        }
+        _ => Err(syntax()),
+    }
+}
+
+fn kill(options: &[&[u8]], own: u64) -> Result<Filter, Reply> {
+    let mut filter = Filter { skip: Some(own), ..Filter::default() };
+    let (pairs, rest) = options.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(syntax());
+    }
+    for [option, value] in pairs {
+        let text = || Some(String::from_utf8_lossy(value).into_owned());
+        match &option.to_ascii_lowercase()[..] {
+            b"id" => filter.ids = Some(vec![client_id(value)?]),
+            b"addr" => filter.addr = text(),
+            b"laddr" => filter.laddr = text(),
+            b"type" => filter.nobody |= !is_normal(value)?,
+            b"user" if *value == b"default" => {}
+            b"user" => {
+                let user = super::printable(value);
+                return Err(Reply::error(format!("ERR No such user '{user}'")));
+            }
+            b"skipme" if value.eq_ignore_ascii_case(b"yes") => filter.skip = Some(own),
+            b"skipme" if value.eq_ignore_ascii_case(b"no") => filter.skip = None,
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(filter)
+}
+
+/// Whether a type of clients is the only one there is here.
+fn is_normal(kind: &[u8]) -> Result<bool, Reply> {
+    match &kind.to_ascii_lowercase()[..] {
+        b"normal" => Ok(true),
+        b"master" | b"primary" | b"replica" | b"slave" | b"pubsub" => Ok(false),
+        _ => {
+            let kind = super::printable(kind);
+            Err(Reply::error(format!("ERR Unknown client type '{kind}'")))
+        }
+    }
+}
+
+fn client_id(text: &[u8]) -> Result<u64, Reply> {
+    let id = command::parse_integer(text).and_then(|id| u64::try_from(id).ok());
+    id.filter(|&id| id > 0).ok_or_else(|| Reply::error("ERR client-id should be greater than 0"))
+}
+
+fn syntax() -> Reply {
+    Reply::error("ERR syntax error")
 }
 
 fn set_info(what: &[u8], value: &[u8], session: &mut Session) -> Reply {
@@ -83,21 +156,13 @@ fn set_info(what: &[u8], value: &[u8], session: &mut Session) -> Reply {
     }
 }
 
-fn list(session: &Session, view: &View<'_>) -> Reply {
-    let mut lines = (view.other_clients)();
-    lines.push(session.line(view.now));
-    let mut text = lines.join("\n");
-    text.push('\n');
-    Reply::Verbatim(text)
-}
-
 fn switch(flag: &mut bool, state: &[u8]) -> Reply {
     if state.eq_ignore_ascii_case(b"on") {
         *flag = true;
     } else if state.eq_ignore_ascii_case(b"off") {
         *flag = false;
     } else {
-        return Reply::error("ERR syntax error");
+        return syntax();
     }
     Reply::OK
 }
