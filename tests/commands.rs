@@ -89,6 +89,7 @@ fn script() -> Vec<(&'static str, Want)> {
         ("GET {t}k", missing()),
         ("SET {t}k v", ok()),
         ("GET {t}k", is(bulk("v"))),
+        ("CLUSTER GETKEYSINSLOT {slot} 10", Want::Like(|reply| matches!(reply, Reply::Array(_)))),
         ("SET {t}k w NX", missing()),
         ("SET {t}k w XX GET", is(bulk("v"))),
         ("PUT {t}k v", ok()),
@@ -157,7 +158,8 @@ fn every_command_answers_over_a_socket() {
             let hello = client.run(&format!("HELLO {protocol}"));
             assert!(is_table(&hello), "{hello:?}");
             for (line, want) in script() {
-                let line = line.replace("{t}", &format!("{{{tag}}}"));
+                let slot = SlotId::of_key(tag.as_bytes()).get().to_string();
+                let line = line.replace("{t}", &format!("{{{tag}}}")).replace("{slot}", &slot);
                 let reply = client.run(&line);
                 let good = match &want {
                     Want::Is(exact) => reply == *exact,
@@ -173,6 +175,26 @@ fn every_command_answers_over_a_socket() {
             assert!(client.read_to_close().expect("QUIT closes").is_empty());
         }
     }
+}
+
+/// The leader of a slot lists its keys, not those of its shard's other slots.
+#[test]
+fn keys_of_a_slot_are_listed() {
+    let cluster = Cluster::start(&Options::single());
+    let mut client = cluster.nodes[0].client();
+    let (slot, neighbour) = (SlotId::of_key(b"t").get(), SlotId::of_key(b"t").get() ^ 1);
+    let mut near = (0..).map(|n| format!("n{n}"));
+    let near = near.find(|key| SlotId::of_key(key.as_bytes()).get() == neighbour);
+    // Counters are answered once they are applied.
+    for key in ["{t}1", "{t}2", near.as_deref().expect("one of many")] {
+        assert_eq!(client.run(&format!("INCR {key}")), Reply::Integer(1));
+    }
+    let Reply::Array(keys) = client.run(&format!("CLUSTER GETKEYSINSLOT {slot} 10")) else {
+        panic!("an array")
+    };
+    let keys: BTreeSet<String> = keys.iter().map(text).collect();
+    assert_eq!(keys, BTreeSet::from(["{t}1".to_owned(), "{t}2".to_owned()]));
+    assert_eq!(client.run(&format!("CLUSTER COUNTKEYSINSLOT {slot}")), Reply::Integer(2));
 }
 
 /// The types of RESP3 appear after `HELLO 3` and not before.

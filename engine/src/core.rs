@@ -214,6 +214,14 @@ impl Core {
         self.place(group).map_or(0, |place| self.groups[place].store.keys_in_slot(slot))
     }
 
+    /// Up to `max` keys of a slot as this replica has them, in any order; none if the slot's group
+    /// has no replica here. Takes time in proportion to the keys of the slot's shard.
+    pub fn keys_of_slot(&self, slot: SlotId, max: usize) -> Vec<Vec<u8>> {
+        let group = self.config.map.group_of_slot(slot);
+        let place = self.place(group);
+        place.map_or_else(Vec::new, |place| self.groups[place].store.keys_of_slot(slot, max))
+    }
+
     /// Keys of the groups led here.
     pub fn keys_led(&self) -> u64 {
         self.groups.iter().filter(|group| group.leads()).map(|group| group.store.keys()).sum()

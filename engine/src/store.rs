@@ -297,6 +297,16 @@ impl Store {
         }
     }
 
+    /// Up to `max` live keys of a slot, in any order. Looks at the keys of the whole shard, until
+    /// it has enough.
+    pub(crate) fn keys_of_slot(&self, slot: SlotId, max: usize) -> Vec<Vec<u8>> {
+        let Some(shard) = self.shard(slot) else { return Vec::new() };
+        let held = usize::try_from(self.keys_in_slot(slot)).unwrap_or(usize::MAX);
+        let in_slot = shard.items().filter(|(key, _)| SlotId::of_key(key) == slot);
+        let live = in_slot.take(held).filter(|(_, item)| !item.is_dead(self.clock));
+        live.take(max).map(|(key, _)| key.to_vec()).collect()
+    }
+
     /// The earliest expiry of any key.
     pub(crate) fn next_expiry(&self) -> Option<u64> {
         self.shards.iter().filter_map(|shard| shard.expiry.next()).min()
@@ -457,6 +467,29 @@ mod tests {
         store.sweep_all(LogIndex::new(1));
         assert_eq!((store.bytes(), store.keys(), store.keys_in_slot(slot)), (0, 0, 0));
         assert_eq!((store.next_expiry(), store.digest()), (None, 0));
+    }
+
+    /// Keys of one slot among those of its shard (redis `cluster.c`, "GETKEYSINSLOT").
+    #[test]
+    fn keys_of_a_slot_are_found_within_its_shard() {
+        let mut store = store();
+        for n in 0..300 {
+            let key = format!("k{n}").into_bytes();
+            store.change(SlotId::of_key(&key), |shard| shard.insert(&key, item(b"v", 0)));
+        }
+        let slot = SlotId::of_key(b"t");
+        for (key, expires_at) in [(b"{t}a", 0), (b"{t}b", 9), (b"{t}c", 0), (b"{t}d", 0)] {
+            store.change(slot, |shard| shard.insert(key, item(b"v", expires_at)));
+        }
+        store.advance_clock(9);
+        for (max, want) in [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3), (usize::MAX, 3)] {
+            let mut keys = store.keys_of_slot(slot, max);
+            keys.sort_unstable();
+            keys.dedup();
+            assert_eq!(keys.len(), want, "{max}");
+            assert!(keys.iter().all(|key| key.starts_with(b"{t}") && key != b"{t}b"), "{keys:?}");
+        }
+        assert!(store.keys_of_slot(SlotId::of_key(b"empty"), 9).is_empty());
     }
 
     /// The digest sees key, value, version and expiry, and not the order of insertion.

@@ -337,6 +337,7 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
         started: context.shared.started(),
         leader_of: &|group| core.leader_of(group),
         keys_in_slot: &|slot| core.keys_in_slot(slot),
+        keys_of_slot: &|slot, max| core.keys_of_slot(slot, max),
         stats: &|| context.shared.stats(),
     };
     let outcome = node_commands::execute(spec, args, &mut connection.session, &view);

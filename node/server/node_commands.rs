@@ -20,6 +20,8 @@ use crate::config::Config;
 
 /// Version of Redis whose commands and replies are followed.
 pub(crate) const REDIS_VERSION: &str = "7.2.4";
+/// Keys in one answer of `CLUSTER GETKEYSINSLOT`.
+const SLOT_KEYS_MAX: usize = 1000;
 
 /// What the answers are made from.
 pub(crate) struct View<'a> {
@@ -37,6 +39,8 @@ pub(crate) struct View<'a> {
     pub(crate) leader_of: &'a dyn Fn(GroupId) -> Option<NodeId>,
     /// Keys of a slot, if this core holds a replica of it; else 0.
     pub(crate) keys_in_slot: &'a dyn Fn(SlotId) -> u64,
+    /// Up to so many keys of a slot, if this core holds a replica of it; else none.
+    pub(crate) keys_of_slot: &'a dyn Fn(SlotId, usize) -> Vec<Vec<u8>>,
     /// Numbers of the whole node; called only by the commands that show them.
     pub(crate) stats: &'a dyn Fn() -> NodeStats,
 }
@@ -257,6 +261,10 @@ fn cluster(args: &[&[u8]], view: &View<'_>) -> Reply {
             Ok(slot) => number((view.keys_in_slot)(slot)),
             Err(refusal) => refusal,
         },
+        (b"getkeysinslot", [slot, count]) => match parse_slot(slot) {
+            Ok(slot) => keys_of_slot(slot, count, view),
+            Err(refusal) => refusal,
+        },
         (b"replicas" | b"slaves", [id]) => {
             known_endpoint(id, view).unwrap_or_else(|| Reply::Array(Vec::new()))
         }
@@ -271,6 +279,7 @@ fn cluster(args: &[&[u8]], view: &View<'_>) -> Reply {
             | b"myshardid"
             | b"keyslot"
             | b"countkeysinslot"
+            | b"getkeysinslot"
             | b"replicas"
             | b"slaves"
             | b"count-failure-reports"
@@ -287,6 +296,8 @@ const CLUSTER_HELP: &[&str] = &[
     "    Return 0: failures are detected per Raft group.",
     "COUNTKEYSINSLOT <slot>",
     "    Return the number of keys in <slot>, as this core's replica has them.",
+    "GETKEYSINSLOT <slot> <count>",
+    "    Return up to <count> keys (at most 1000) in <slot>, as this core's replica has them.",
     "INFO",
     "    Return information about the cluster.",
     "KEYSLOT <key>",
@@ -311,6 +322,16 @@ const CLUSTER_HELP: &[&str] = &[
 fn known_endpoint(id: &[u8], view: &View<'_>) -> Option<Reply> {
     let known = cluster_view::find_endpoint(view, id).is_some();
     (!known).then(|| Reply::error(format!("ERR Unknown node {}", printable(id))))
+}
+
+/// `CLUSTER GETKEYSINSLOT slot count`.
+fn keys_of_slot(slot: SlotId, count: &[u8], view: &View<'_>) -> Reply {
+    let Some(count) = command::parse_integer(count).and_then(|count| usize::try_from(count).ok())
+    else {
+        return Reply::error("ERR Invalid slot or number of keys");
+    };
+    let keys = (view.keys_of_slot)(slot, count.min(SLOT_KEYS_MAX));
+    Reply::Array(keys.into_iter().map(Reply::Bulk).collect())
 }
 
 fn parse_slot(text: &[u8]) -> Result<SlotId, Reply> {

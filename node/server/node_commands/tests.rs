@@ -45,6 +45,9 @@ impl Fixture {
             started: WallMillis(1_700_000_000_000),
             leader_of,
             keys_in_slot: &|slot| u64::from(slot.get()),
+            keys_of_slot: &|slot, max| {
+                (0..max.min(2000)).map(|n| format!("{}:{n}", slot.get()).into_bytes()).collect()
+            },
             stats: &stats,
         })
     }
@@ -172,6 +175,15 @@ fn small_commands_answer_like_redis() {
         ("CLUSTER COUNTKEYSINSLOT 12", Reply::Integer(12)),
         ("CLUSTER COUNTKEYSINSLOT 16384", error("ERR Invalid or out of range slot")),
         ("CLUSTER COUNTKEYSINSLOT -1", error("ERR Invalid or out of range slot")),
+        ("CLUSTER GETKEYSINSLOT 5 0", array(&[])),
+        ("CLUSTER GETKEYSINSLOT 5 2", array(&["5:0", "5:1"])),
+        ("CLUSTER GETKEYSINSLOT 16384 1", error("ERR Invalid or out of range slot")),
+        ("CLUSTER GETKEYSINSLOT 5 -1", error("ERR Invalid slot or number of keys")),
+        ("CLUSTER GETKEYSINSLOT 5 x", error("ERR Invalid slot or number of keys")),
+        (
+            "CLUSTER GETKEYSINSLOT 5",
+            error("ERR wrong number of arguments for 'cluster|getkeysinslot' command"),
+        ),
         ("CLUSTER REPLICAS abc", error("ERR Unknown node abc")),
         ("CLUSTER MEET", error("ERR unknown subcommand 'MEET'. Try CLUSTER HELP.")),
         ("CLUSTER SLOTS x", error("ERR wrong number of arguments for 'cluster|slots' command")),
@@ -180,6 +192,10 @@ fn small_commands_answer_like_redis() {
     ];
     for (line, want) in cases {
         assert_eq!(fixture.fresh(line), want, "{line}");
+    }
+    for (count, want) in [(999, 999), (1000, 1000), (1001, 1000)] {
+        let reply = fixture.fresh(&format!("CLUSTER GETKEYSINSLOT 5 {count}"));
+        assert!(matches!(&reply, Reply::Array(keys) if keys.len() == want), "{count}");
     }
     let id = text(fixture.fresh("CLUSTER MYID"));
     assert_eq!(id.len(), 40);
