@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use common::client::{Client, bulk, text};
-use common::{CORACLE, Cluster, Options};
+use common::{CORACLE, Cluster, Options, wait_until};
 use coracle_engine::command::SPECS;
 use coracle_engine::{Reply, SlotId};
 
@@ -195,6 +195,27 @@ fn keys_of_a_slot_are_listed() {
     let keys: BTreeSet<String> = keys.iter().map(text).collect();
     assert_eq!(keys, BTreeSet::from(["{t}1".to_owned(), "{t}2".to_owned()]));
     assert_eq!(client.run(&format!("CLUSTER COUNTKEYSINSLOT {slot}")), Reply::Integer(2));
+}
+
+/// Keys that leave because their time has come are counted, however they leave.
+#[test]
+fn expired_keys_are_counted() {
+    let cluster = Cluster::start(&Options::single());
+    let mut client = cluster.nodes[0].client();
+    let expired = |client: &mut Client| {
+        let info = text(&client.run("INFO stats"));
+        let line = info.lines().find_map(|line| line.strip_prefix("expired_keys:"));
+        line.and_then(|count| count.parse::<u64>().ok()).expect("a number")
+    };
+    assert_eq!(expired(&mut client), 0);
+    for n in 0..20 {
+        assert_eq!(client.run(&format!("SET k{n} v PX 1")), Reply::OK);
+        assert_eq!(client.run(&format!("SET stays{n} v EX 100")), Reply::OK);
+    }
+    wait_until("all short-lived keys have expired", || expired(&mut client) == 20);
+    assert_eq!(client.run("DEL stays1"), Reply::Integer(1));
+    wait_until("the node has counted its keys", || client.run("DBSIZE") == Reply::Integer(19));
+    assert_eq!(expired(&mut client), 20, "a deleted key has not expired");
 }
 
 /// The types of RESP3 appear after `HELLO 3` and not before.

@@ -252,6 +252,7 @@ impl Core {
             keys: self.keys_hosted(),
             keys_led: self.keys_led(),
             keys_with_expiry: count(&|group| group.store.keys_with_expiry()),
+            keys_expired: count(&|group| group.store.expired()),
             memory_bytes: self.memory_bytes as u64,
             memory_budget_bytes: self.config.memory_budget_bytes as u64,
             uncommitted_bytes: self.tally.inflight_bytes as u64,

@@ -17,6 +17,8 @@ pub struct CoreStats {
     pub keys_led: u64,
     /// Keys that will expire, of all groups here.
     pub keys_with_expiry: u64,
+    /// Keys that left the groups here because they were due (counter).
+    pub keys_expired: u64,
     /// Bytes of keys, values and indexes.
     pub memory_bytes: u64,
     /// From this many bytes on, commands that add data are refused.

@@ -111,6 +111,8 @@ pub(crate) struct Shard {
     first_slot: u16,
     slot_keys: Vec<u32>,
     bytes: usize,
+    /// Keys removed because they were due.
+    expired: u64,
     /// Entries up to here are already in (the shard came from a snapshot).
     pub(crate) base: LogIndex,
 }
@@ -125,6 +127,7 @@ impl Shard {
             first_slot: slots.start,
             slot_keys: vec![0; slots.len()],
             bytes: 0,
+            expired: 0,
             base: LogIndex::ZERO,
         }
     }
@@ -141,6 +144,7 @@ impl Shard {
     pub(crate) fn bury(&mut self, key: &[u8], clock: u64) {
         if !self.expiry.is_empty() && self.items.get(key).is_some_and(|item| item.is_dead(clock)) {
             self.remove(key);
+            self.expired += 1;
         }
     }
 
@@ -195,6 +199,7 @@ impl Shard {
             let Some(key) = self.expiry.first_due(clock) else { return };
             let key: Box<[u8]> = key.into();
             self.remove(&key);
+            self.expired += 1;
         }
     }
 
@@ -244,6 +249,8 @@ pub(crate) struct Store {
     /// Sums over the shards.
     bytes: usize,
     keys: usize,
+    /// Keys removed because they were due, from this process' start on.
+    expired: u64,
 }
 
 impl Store {
@@ -253,7 +260,7 @@ impl Store {
         let first_shard = ids.first().map_or(0, |id| id.0);
         let shards = ids.into_iter().map(|id| Shard::new(id, map, hasher.clone())).collect();
         let shard_count = map.shard_count();
-        Self { shards, shard_count, first_shard, clock: 0, bytes: 0, keys: 0 }
+        Self { shards, shard_count, first_shard, clock: 0, bytes: 0, keys: 0, expired: 0 }
     }
 
     /// The largest stamp of any applied entry.
@@ -273,10 +280,11 @@ impl Store {
     pub(crate) fn change<R>(&mut self, slot: SlotId, f: impl FnOnce(&mut Shard) -> R) -> Option<R> {
         let place = self.place(slot)?;
         let shard = self.shards.get_mut(place)?;
-        let (bytes, keys) = (shard.bytes(), shard.keys());
+        let (bytes, keys, expired) = (shard.bytes(), shard.keys(), shard.expired);
         let result = f(shard);
         self.bytes = self.bytes - bytes + shard.bytes();
         self.keys = self.keys - keys + shard.keys();
+        self.expired += shard.expired - expired;
         Some(result)
     }
 
@@ -289,10 +297,11 @@ impl Store {
     pub(crate) fn sweep_all(&mut self, index: LogIndex) {
         for shard in &mut self.shards {
             if index > shard.base {
-                let (bytes, keys) = (shard.bytes(), shard.keys());
+                let (bytes, keys, expired) = (shard.bytes(), shard.keys(), shard.expired);
                 shard.sweep(self.clock, SWEEP_KEYS_PER_CLOCK);
                 self.bytes = self.bytes - bytes + shard.bytes();
                 self.keys = self.keys - keys + shard.keys();
+                self.expired += shard.expired - expired;
             }
         }
     }
@@ -314,6 +323,11 @@ impl Store {
 
     pub(crate) const fn keys(&self) -> u64 {
         self.keys as u64
+    }
+
+    /// Keys removed because they were due, by every way this replica has applied.
+    pub(crate) const fn expired(&self) -> u64 {
+        self.expired
     }
 
     pub(crate) fn keys_with_expiry(&self) -> u64 {
@@ -467,6 +481,15 @@ mod tests {
         store.sweep_all(LogIndex::new(1));
         assert_eq!((store.bytes(), store.keys(), store.keys_in_slot(slot)), (0, 0, 0));
         assert_eq!((store.next_expiry(), store.digest()), (None, 0));
+        assert_eq!(store.expired(), 1);
+        store.change(slot, |shard| {
+            shard.insert(b"k", item(b"buried", 70));
+            shard.bury(b"k", 69);
+            shard.bury(b"k", 70);
+            shard.insert(b"k", item(b"removed", 99));
+            shard.remove(b"k");
+        });
+        assert_eq!((store.expired(), store.keys()), (2, 0), "only what was due counts");
     }
 
     /// Keys of one slot among those of its shard (redis `cluster.c`, "GETKEYSINSLOT").

@@ -80,6 +80,7 @@ impl NodeStats {
             keys: 100 * n,
             keys_led: 10 * n,
             keys_with_expiry: n,
+            keys_expired: 5 * n,
             memory_bytes: 1000 * n,
             commands: 7 * n,
             ..CoreStats::default()
@@ -206,7 +207,7 @@ fn persistence(w: &mut Writer<'_>) {
 
 fn stats(w: &mut Writer<'_>) {
     w.sum("total_commands_processed", |core| core.commands);
-    w.line("expired_keys", 0);
+    w.sum("expired_keys", |core| core.keys_expired);
     w.line("evicted_keys", 0);
     w.sum("coracle_proposals", |core| core.proposals);
     w.sum("coracle_committed", |core| core.committed);
@@ -309,6 +310,7 @@ mod tests {
             "db0:keys=10,expires=3,avg_ttl=0",
             "used_memory:3000",
             "total_commands_processed:21",
+            "expired_keys:15",
         ] {
             assert!(all.lines().any(|l| l == line), "{line} in {all}");
         }

@@ -223,7 +223,8 @@ fn select(index: &[u8]) -> Reply {
 
 /// On a core's port the keys this core leads, so that the sum over all endpoints is exact; on the
 /// plain port those of all groups with a replica on this node, which is everything as long as the
-/// cluster has no more nodes than a group has replicas.
+/// cluster has no more nodes than a group has replicas. Cores publish their numbers once per tick,
+/// so a write that was just acknowledged may not be counted yet.
 fn db_size(session: &Session, view: &View<'_>) -> Reply {
     number((view.stats)().keys_for(session.via, view.me.core))
 }

@@ -176,7 +176,7 @@ commands! {
         flags["readonly" "fast"] acl["@keyspace" "@read" "@fast"]
         tips["request_policy:all_shards" "response_policy:agg_sum"]
         "server" "1.0.0" ""
-        "Returns the number of keys.";
+        "Returns the number of keys, as counted at most one tick ago.";
     Time "time" 1 Node keys(0, 0, 0)
         flags["loading" "stale" "fast"] acl["@fast"] tips["nondeterministic_output"]
         "server" "2.6.0" ""
