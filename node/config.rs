@@ -153,6 +153,8 @@ pub(crate) struct Config {
     pub(crate) allow_insecure: bool,
     /// Most client connections at once. Default: 10000. Range: 1..=1000000.
     pub(crate) maxclients: u32,
+    /// Seconds after which an idle client is closed, 0 for never. Default: 0. Range: 0..=31536000.
+    pub(crate) timeout_seconds: u32,
     /// Memory budget of the node, split over its cores. Default: 1 GiB per core. At least
     /// 64 MiB per core.
     pub(crate) maxmemory_bytes: u64,
@@ -252,6 +254,7 @@ impl Config {
         let cores = u64::from(self.map.core_count());
         let raft = self.raft;
         in_range("maxclients", u64::from(self.maxclients), 1, 1_000_000)?;
+        in_range("timeout", u64::from(self.timeout_seconds), 0, 31_536_000)?;
         in_range("maxmemory", self.maxmemory_bytes, cores * (64 << 20), 1 << 50)?;
         self.wal.validate_segment_size()?;
         in_range("wal.max_size", self.wal.bytes_max, 4 * self.wal.segment_bytes, 1 << 50)?;

@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::client::{Client, bulk, text};
 use common::{CORACLE, Cluster, Options, wait_until};
@@ -230,9 +231,8 @@ fn slow_and_half_commands_hold_up_nobody() {
     assert_eq!(scene.client().run("GET half"), Reply::Null);
 }
 
-/// Before the password is given only the handshake works, within small limits.
-#[test]
-fn without_the_password_little_is_allowed() {
+/// A node whose password is `canary-pass`, and the directory that holds it.
+fn with_password() -> (Cluster, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("temp dir");
     let file = dir.path().join("password");
     fs::write(&file, "canary-pass\n").expect("write");
@@ -248,6 +248,13 @@ fn without_the_password_little_is_allowed() {
         let port = cluster.nodes[0].ports.plain;
         Client::connect(port).is_ok_and(|mut c| c.run("AUTH canary-pass") == Reply::OK)
     });
+    (cluster, dir)
+}
+
+/// Before the password is given only the handshake works, within small limits.
+#[test]
+fn without_the_password_little_is_allowed() {
+    let (mut cluster, _dir) = with_password();
     let mut client = cluster.nodes[0].client();
     let refused = Reply::error("NOAUTH Authentication required.");
     for line in ["GET a", "SET a b", "CLUSTER SLOTS", "INFO", "COMMAND COUNT"] {
@@ -268,6 +275,56 @@ fn without_the_password_little_is_allowed() {
     assert!(got.starts_with(b"-ERR Protocol error: unauthenticated bulk length"), "{got:?}");
     let log = cluster.nodes[0].log();
     assert!(!log.contains("canary-pass"), "the password is in the log:\n{log}");
+}
+
+/// Without the password a connection lives ten seconds, whatever it says meanwhile.
+#[test]
+fn the_password_has_a_deadline() {
+    let (cluster, _dir) = with_password();
+    let mut known = cluster.nodes[0].client();
+    assert_eq!(known.run("AUTH canary-pass"), Reply::OK);
+    let mut silent = cluster.nodes[0].client();
+    let mut chatty = cluster.nodes[0].client();
+    let start = Instant::now();
+    wait_until("the chatty stranger is closed", || chatty.call(&["PING"]).is_err());
+    assert!(silent.read_to_close().expect("the server closes").is_empty());
+    let took = start.elapsed();
+    assert!((Duration::from_secs(9)..Duration::from_secs(15)).contains(&took), "{took:?}");
+    assert_eq!(known.run("PING"), Reply::Status("PONG"));
+}
+
+/// Who guesses waits longer and longer; the text tells nothing about the user.
+#[test]
+fn guesses_of_the_password_are_slowed_down() {
+    let (cluster, _dir) = with_password();
+    let wrong = Reply::error("WRONGPASS invalid username-password pair or user is disabled.");
+    let mut guesser = cluster.nodes[0].client();
+    for n in 0..6 {
+        let line = if n % 2 == 0 { "AUTH guess" } else { "AUTH nobody canary-pass" };
+        assert_eq!(guesser.run(line), wrong, "{n}");
+    }
+    let refused = |reply: &Reply| text(reply).starts_with("ERR too many failed AUTH attempts");
+    let reply = cluster.nodes[0].client().run("AUTH canary-pass");
+    assert!(refused(&reply), "another connection from the same address: {reply:?}");
+    wait_until("the refusal ends", || match guesser.run("AUTH canary-pass") {
+        Reply::Status("OK") => true,
+        reply => {
+            assert!(refused(&reply), "{reply:?}");
+            false
+        }
+    });
+}
+
+/// The idle timeout closes who says nothing and nobody else.
+#[test]
+fn idle_clients_are_closed_if_configured() {
+    let mut scene = Scene::new(&["--timeout", "1"]);
+    let mut idle = scene.client();
+    idle.reply_within(Duration::from_millis(1));
+    wait_until("the idle client is closed", || {
+        scene.check("a moment");
+        idle.reply().is_err_and(|error| error.kind() == ErrorKind::UnexpectedEof)
+    });
 }
 
 /// Starts `coracle` with these arguments and waits for its end.

@@ -22,6 +22,7 @@ pub(super) struct File {
     pub(super) requirepass_file: Option<PathBuf>,
     pub(super) allow_insecure: Option<bool>,
     pub(super) maxclients: Option<u32>,
+    pub(super) timeout: Option<u32>,
     pub(super) maxmemory: Option<ByteSize>,
     pub(super) log: Option<String>,
     pub(super) log_format: Option<LogFormat>,

@@ -57,6 +57,9 @@ pub(crate) struct Flags {
     /// Most client connections at once
     #[arg(long, env = "CORACLE_MAXCLIENTS", value_name = "N")]
     pub(super) maxclients: Option<u32>,
+    /// Seconds after which an idle client is closed; 0: never
+    #[arg(long, env = "CORACLE_TIMEOUT", value_name = "SECONDS")]
+    pub(super) timeout: Option<u32>,
     /// Memory budget of the node, for example 4GiB
     #[arg(long, env = "CORACLE_MAXMEMORY", value_name = "SIZE")]
     pub(super) maxmemory: Option<ByteSize>,

@@ -125,6 +125,8 @@ pub(super) fn resolve(
         Some(10_000),
         u32::to_string,
     )?;
+    let timeout =
+        r.pick("timeout", "timeout", flags.timeout, file.timeout, Some(0), u32::to_string)?;
     let budget = Some(ByteSize((1 << 30) * cpus.len() as u64));
     let memory = r.pick("maxmemory", "maxmemory", flags.maxmemory, file.maxmemory, budget, size)?;
     let log = r.pick("log", "log", flags.log, file.log, Some("info".to_owned()), text)?;
@@ -206,6 +208,7 @@ pub(super) fn resolve(
         password,
         allow_insecure,
         maxclients,
+        timeout_seconds: timeout,
         maxmemory_bytes: memory.0,
         log,
         log_format,

@@ -53,6 +53,7 @@ fn validation_names_the_value_and_the_limits() {
     let cases: &[(&str, &[&str])] = &[
         ("id = 2", &["duplicate key"]),
         ("maxclients = 0", &["0", "1 to 1000000"]),
+        ("timeout = 31536001", &["31536001", "0 to 31536000"]),
         ("maxmemory = \"1MiB\"", &["1048576", "67108864"]),
         ("shards = 4\ngroups = 5", &["groups is 5", "1 to 4"]),
         ("[wal]\nsegment_size = 67108865", &["67108865B", "4096"]),

@@ -35,6 +35,7 @@ pub(super) struct Clients {
     touched: Vec<usize>,
     ranges: Vec<Range<usize>>,
     open: usize,
+    ticks: usize,
 }
 
 /// What the commands of a connection are executed with.
@@ -58,6 +59,7 @@ impl Clients {
             touched: Vec::new(),
             ranges: Vec::new(),
             open: 0,
+            ticks: 0,
         }
     }
 
@@ -85,6 +87,7 @@ impl Clients {
     /// Takes bytes that arrived on a connection.
     pub(super) fn received(&mut self, index: usize, mut data: &[u8], context: &mut Context<'_>) {
         let Some(connection) = self.slots[index].connection.as_mut() else { return };
+        connection.watch.heard = true;
         let mut ranges = std::mem::take(&mut self.ranges);
         while !data.is_empty() {
             if connection.closing {
@@ -155,8 +158,24 @@ impl Clients {
                 Chunk::Owned(buffer) => Some(buffer),
                 Chunk::Shared { .. } => None,
             });
+            connection.watch.heard = true;
             connection.sent(buffer.unwrap_or_default());
             self.touch(index);
+        }
+    }
+
+    /// A tick has passed: closes connections whose time is up. Each is looked at once per second.
+    pub(super) fn tick(&mut self, ring: &mut Ring, context: &mut Context<'_>) {
+        let config = context.shared.config();
+        let ticks_per_second = (1000 / config.raft.tick_ms).max(1) as usize;
+        self.ticks += 1;
+        for index in (self.ticks % ticks_per_second..self.slots.len()).step_by(ticks_per_second) {
+            let Some(connection) = self.slots[index].connection.as_mut() else { continue };
+            if let Some(why) = connection.look(config.timeout_seconds) {
+                let (core, client) = (context.me.core.0, &connection.session.peer);
+                tracing::debug!(target: "net", core, client, %why, "client closed");
+                self.close(index, ring, context.core);
+            }
         }
     }
 
@@ -280,10 +299,12 @@ fn take_commands(
         match connection.parse(rest, ranges) {
             Ok(Parsed::Complete { consumed }) => {
                 taken += consumed;
+                connection.watch.progressed = true;
                 with_args(rest, ranges, |args| execute(connection, args, context));
             }
             Ok(Parsed::Quoted { consumed, args }) => {
                 taken += consumed;
+                connection.watch.progressed = true;
                 let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
                 execute(connection, &args, context);
             }
@@ -333,6 +354,7 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
         config: context.shared.config(),
         map: context.shared.map(),
         me: context.me,
+        backoff: context.shared.backoff(),
         now: context.now,
         started: context.shared.started(),
         leader_of: &|group| core.leader_of(group),

@@ -11,13 +11,15 @@ use coracle_net::resp::{self, Limits, Parsed, Protocol, ProtocolError, RequestPa
 use coracle_ring::SocketId;
 
 use super::session::Session;
+use super::watch::{Overdue, Seen, Watch};
 
 /// Commands of one connection that may be unanswered; beyond it nothing more is read from it.
 const PENDING_MAX: usize = 1024;
 /// Reading goes on once this few are left.
 const PENDING_RESUME: usize = PENDING_MAX / 2;
-/// Reply bytes that may wait; beyond it nothing more is read from the connection.
-const OUTPUT_SOFT_MAX: usize = 8 << 20;
+/// Reply bytes that may wait; beyond it nothing more is read from the connection, which is closed
+/// if the client does not read for long.
+pub(super) const OUTPUT_SOFT_MAX: usize = 8 << 20;
 /// Reply bytes that may wait; beyond it the connection is closed.
 const OUTPUT_HARD_MAX: usize = 32 << 20;
 /// Output buffers larger than this are given back to the allocator once sent.
@@ -58,6 +60,8 @@ pub(super) struct Connection {
     pub(super) closing: bool,
     /// A send is with the kernel.
     pub(super) sending: bool,
+    /// How long the client takes for what.
+    pub(super) watch: Watch,
     parser: RequestParser,
     pending: VecDeque<Pending>,
     /// Sequence number of the first pending command.
@@ -84,6 +88,7 @@ impl Connection {
             touched: false,
             closing: false,
             sending: false,
+            watch: Watch::default(),
             parser: RequestParser::new(limits(&session)),
             session,
             pending: VecDeque::new(),
@@ -190,15 +195,12 @@ impl Connection {
         assert!(pending.reply.is_none(), "token {} was answered twice", token.0);
         // The command of a survey is always the last one.
         self.surveying &= offset + 1 < pending_count;
-        if offset > 0 {
-            pending.reply = Some(reply);
-            return;
-        }
-        resp::encode_reply(&reply, pending.protocol, &mut self.output);
-        self.pending.pop_front();
-        self.first += 1;
+        pending.reply = Some(reply);
         while let Some(Pending { reply: Some(reply), protocol, .. }) = self.pending.front() {
-            resp::encode_reply(reply, *protocol, &mut self.output);
+            // One that is about to be closed for its unread replies gets no more of them.
+            if self.output.len() <= OUTPUT_HARD_MAX {
+                resp::encode_reply(reply, *protocol, &mut self.output);
+            }
             self.pending.pop_front();
             self.first += 1;
         }
@@ -223,6 +225,17 @@ impl Connection {
     /// Whether the client reads so slowly that it must be closed.
     pub(super) fn is_overflowing(&self) -> bool {
         self.output.len() > OUTPUT_HARD_MAX
+    }
+
+    /// A second has passed; why the connection is to be closed, if it is.
+    pub(super) fn look(&mut self, idle_max_seconds: u32) -> Option<Overdue> {
+        let seen = Seen {
+            authenticated: self.session.authenticated,
+            busy: !self.pending.is_empty(),
+            half: !self.input.is_empty() && !self.paused,
+            swollen: self.output.len() >= OUTPUT_SOFT_MAX,
+        };
+        self.watch.look(seen, idle_max_seconds)
     }
 
     /// Whether everything taken is answered and handed to the kernel.
@@ -255,4 +268,47 @@ impl Connection {
 
 const fn limits(session: &Session) -> Limits {
     if session.authenticated { Limits::DEFAULT } else { Limits::BEFORE_AUTH }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use coracle_engine::Via;
+    use coracle_ring::{Ring, RingConfig};
+
+    use super::super::session::tests::session;
+    use super::super::watch::OUTPUT_SECONDS;
+    use super::*;
+    use crate::config::test_config;
+
+    fn connection(ring: &mut Ring) -> Connection {
+        let (near, _) = UnixStream::pair().expect("a pair of sockets");
+        let config = test_config("--id 1 --cluster t --data-dir /d --node 1=h:1/2/3");
+        Connection::new(ring.add_socket(0, near), session(Via::Plain, &config), 0, 0)
+    }
+
+    /// Unread replies: how many bytes stop the reading of commands, start the clock, and close.
+    #[test]
+    fn output_limits_hold_to_the_byte() {
+        let small = RingConfig { entries: 8, recv_buffer_count: 2, recv_buffer_bytes: 4096 };
+        let mut ring = Ring::new(small).expect("tests need io_uring");
+        let cases = [
+            (OUTPUT_SOFT_MAX - 1, false, false),
+            (OUTPUT_SOFT_MAX, true, false),
+            (OUTPUT_SOFT_MAX + 1, true, false),
+            (OUTPUT_HARD_MAX - 1, true, false),
+            (OUTPUT_HARD_MAX, true, false),
+            (OUTPUT_HARD_MAX + 1, true, true),
+        ];
+        for (bytes, full, overflowing) in cases {
+            let mut connection = connection(&mut ring);
+            let framing = format!("${bytes}\r\n\r\n").len();
+            connection.answer(Reply::Bulk(vec![0; bytes - framing]));
+            assert_eq!(connection.output.len(), bytes);
+            assert_eq!((connection.is_full(), connection.is_overflowing()), (full, overflowing));
+            let closed_after = (0..2 * OUTPUT_SECONDS).find(|_| connection.look(0).is_some());
+            assert_eq!(closed_after, full.then_some(OUTPUT_SECONDS), "{bytes}");
+        }
+    }
 }

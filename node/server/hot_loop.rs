@@ -272,6 +272,7 @@ impl HotLoop {
             }
         }
         self.storage.tick(&mut self.ring, self.core.memory_bytes());
+        self.with_clients(now, |clients, ring, context| clients.tick(ring, context));
         self.shared.publish(self.me.core, &self.core, self.clients.open());
     }
 

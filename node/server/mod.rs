@@ -5,6 +5,7 @@
 //! what concerns the node rather than the data.
 
 mod background;
+mod backoff;
 mod clients;
 mod cluster_view;
 mod connection;
@@ -20,6 +21,7 @@ mod shared;
 mod start;
 mod storage;
 mod surveys;
+mod watch;
 
 pub(crate) use start::run;
 

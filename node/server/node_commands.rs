@@ -12,6 +12,7 @@ use coracle_engine::{ClusterMap, CoreAddr, ReadMode, Reply, SLOT_COUNT, SlotId, 
 use coracle_net::resp::Protocol;
 use coracle_raft::{GroupId, NodeId};
 
+use super::backoff::Backoff;
 use super::cluster_view;
 use super::info::{self, NodeStats};
 use super::session::{Session, valid_name};
@@ -31,6 +32,8 @@ pub(crate) struct View<'a> {
     pub(crate) map: &'a ClusterMap,
     /// The core that took the command.
     pub(crate) me: CoreAddr,
+    /// Failed attempts to give the password.
+    pub(crate) backoff: &'a Backoff,
     /// Wall time.
     pub(crate) now: WallMillis,
     /// When the process started.
@@ -140,7 +143,7 @@ fn hello(args: &[&[u8]], session: &mut Session, view: &View<'_>) -> Reply {
     let mut authenticated = session.authenticated;
     while let Some((option, values)) = rest.split_first() {
         rest = if option.eq_ignore_ascii_case(b"auth") && values.len() >= 2 {
-            if let Err(refusal) = check_password(values[0], values[1], view) {
+            if let Err(refusal) = check_password(values[0], values[1], session, view) {
                 return refusal;
             }
             authenticated = true;
@@ -190,8 +193,8 @@ fn auth(args: &[&[u8]], session: &mut Session, view: &View<'_>) -> Reply {
             "ERR AUTH <password> called without any password configured for the default user. \
              Are you sure your configuration is correct?",
         )),
-        [password] => check_password(b"default", password, view),
-        [user, password] => check_password(user, password, view),
+        [password] => check_password(b"default", password, session, view),
+        [user, password] => check_password(user, password, session, view),
         _ => Err(Reply::error("ERR syntax error")),
     };
     match checked {
@@ -204,12 +207,24 @@ fn auth(args: &[&[u8]], session: &mut Session, view: &View<'_>) -> Reply {
 }
 
 /// The one user is called `default`. An unknown user costs the same time and gets the same
-/// answer as a wrong password.
-fn check_password(user: &[u8], password: &[u8], view: &View<'_>) -> Result<(), Reply> {
+/// answer as a wrong password. After some failures nothing is compared for a while.
+fn check_password(
+    user: &[u8],
+    password: &[u8],
+    session: &Session,
+    view: &View<'_>,
+) -> Result<(), Reply> {
+    if let Some(left_ms) = view.backoff.refused_ms(session.ip, view.now) {
+        return Err(Reply::error(format!(
+            "ERR too many failed AUTH attempts from this address, try again in {left_ms} ms"
+        )));
+    }
     let right_password = view.config.password.as_ref().is_none_or(|kept| kept.matches(password));
     if right_password & (user == b"default") {
+        view.backoff.succeeded(session.ip);
         return Ok(());
     }
+    view.backoff.failed(session.ip, view.now);
     Err(Reply::error("WRONGPASS invalid username-password pair or user is disabled."))
 }
 

@@ -1,6 +1,7 @@
 //! What a client connection has agreed on: protocol, authentication, names, reads.
 
 use std::fmt::Write;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 
 use coracle_engine::{ReadMode, Via, WallMillis};
@@ -32,6 +33,8 @@ pub(crate) struct Session {
     pub(crate) lib_ver: String,
     /// Address of the client.
     pub(crate) peer: String,
+    /// IP address of the client; `::` if unknown.
+    pub(crate) ip: IpAddr,
     /// Address it connected to.
     pub(crate) local: String,
     /// When it connected.
@@ -78,6 +81,9 @@ impl Session {
             name: String::new(),
             lib_name: String::new(),
             lib_ver: String::new(),
+            ip: peer
+                .parse()
+                .map_or(Ipv6Addr::UNSPECIFIED.into(), |address: SocketAddr| address.ip()),
             peer,
             local,
             created: now,
@@ -165,7 +171,7 @@ pub(super) fn valid_name(text: &[u8]) -> Option<String> {
 
 fn show(address: Option<rustix::net::SocketAddrAny>) -> String {
     address
-        .and_then(|any| std::net::SocketAddr::try_from(any).ok())
+        .and_then(|any| SocketAddr::try_from(any).ok())
         .map_or_else(|| "?:0".to_owned(), |address| address.to_string())
 }
 

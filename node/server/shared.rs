@@ -9,6 +9,7 @@ use coracle_raft::NodeId;
 
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::backoff::Backoff;
 use super::info::{NodeStats, ProcessUse};
 use super::surveys::Surveys;
 use super::wall;
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     log_drops: ErrorCounter,
     client_ids: AtomicU64,
     surveys: Surveys,
+    backoff: Backoff,
     stop: AtomicBool,
 }
 
@@ -43,6 +45,7 @@ impl Shared {
         Self {
             cores: cores.collect(),
             config,
+            backoff: Backoff::default(),
             surveys: Surveys::new(map.core_count()),
             map,
             cluster_id,
@@ -111,6 +114,11 @@ impl Shared {
     /// Questions to all cores about their clients.
     pub(super) const fn surveys(&self) -> &Surveys {
         &self.surveys
+    }
+
+    /// Failed attempts to give the password.
+    pub(super) const fn backoff(&self) -> &Backoff {
+        &self.backoff
     }
 
     /// Asks all cores to stop.

@@ -47,7 +47,7 @@ fn settings(view: &View<'_>) -> Vec<(&'static str, String)> {
         ("port", config.me().plain_port.to_string()),
         ("proto-max-bulk-len", coracle_engine::command::VALUE_BYTES_MAX.to_string()),
         ("save", String::new()),
-        ("timeout", "0".to_owned()),
+        ("timeout", config.timeout_seconds.to_string()),
     ]
 }
 

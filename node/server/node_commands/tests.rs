@@ -11,6 +11,7 @@ use crate::config::test_config;
 pub(in crate::server) struct Fixture {
     pub(in crate::server) config: Config,
     stats_asked: Cell<u32>,
+    backoff: Backoff,
 }
 
 impl Fixture {
@@ -19,7 +20,7 @@ impl Fixture {
         let nodes = "--node 1=127.0.0.1:7001/7102/7202 --node 2=127.0.0.1:7011/7112/7212 \
                      --node 3=127.0.0.1:7021/7122/7222";
         let config = test_config(&format!("--id 1 --cluster t --data-dir /d {nodes} {flags}"));
-        Self { config, stats_asked: Cell::new(0) }
+        Self { config, stats_asked: Cell::new(0), backoff: Backoff::default() }
     }
 
     fn with_password(password: &[u8]) -> Self {
@@ -41,6 +42,7 @@ impl Fixture {
             config: &self.config,
             map: &self.config.map,
             me: self.config.core_addr(0),
+            backoff: &self.backoff,
             now: WallMillis(1_700_000_012_345),
             started: WallMillis(1_700_000_000_000),
             leader_of,
@@ -139,6 +141,31 @@ fn a_password_closes_everything_but_the_handshake() {
     let open = Fixture::new("");
     assert!(text(open.fresh("AUTH x")).starts_with("ERR AUTH <password> called without any"));
     assert_eq!(open.fresh("AUTH default x"), Reply::OK);
+}
+
+/// Guessing is slowed down, also for those who guess right, and says nothing about the user.
+#[test]
+fn guessing_the_password_is_slowed_down() {
+    let fixture = Fixture::with_password(b"sesame");
+    let mut guesser = session(Via::Plain, &fixture.config);
+    let lines = ["AUTH open", "AUTH root sesame", "HELLO 2 AUTH default x"];
+    let mut wrong = 0;
+    let refusal = loop {
+        let reply = text(fixture.run(&mut guesser, lines[wrong % lines.len()]));
+        if !reply.starts_with("WRONGPASS ") {
+            break reply;
+        }
+        wrong += 1;
+    };
+    assert_eq!(wrong, 6);
+    let want = "ERR too many failed AUTH attempts from this address, try again in 100 ms";
+    assert_eq!(refusal, want);
+    for line in lines.iter().chain(&["AUTH sesame", "AUTH root x", "HELLO 3 AUTH default sesame"]) {
+        assert_eq!(text(fixture.run(&mut guesser, line)), want, "{line}");
+    }
+    let mut other = session(Via::Plain, &fixture.config);
+    other.ip = std::net::Ipv4Addr::new(127, 0, 0, 2).into();
+    assert_eq!(fixture.run(&mut other, "AUTH sesame"), Reply::OK);
 }
 
 /// Small commands and their refusals, with Redis' texts.
