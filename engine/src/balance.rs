@@ -1,8 +1,10 @@
 //! Keeps leadership where the layout wants it: the preferred leader of a group campaigns first
-//! at the start, and gets leadership back once it has been caught up for a while.
+//! at the start, and gets leadership back once it has been caught up for a while. A node that is
+//! about to stop hands over everything.
 
-use coracle_raft::{Role, SendState};
+use coracle_raft::{Role, SendState, TransferError};
 
+use crate::CoreAddr;
 use crate::core::Core;
 
 /// Ticks between two looks at a group led away from its preferred leader.
@@ -13,6 +15,9 @@ const FIRST_CAMPAIGN_TICKS: u64 = 3;
 const BEHIND_ENTRIES_MAX: u64 = 1024;
 /// How many times longer the wait becomes at most when hand-overs do not last.
 const BACK_OFF_MAX: u64 = 16;
+/// Times one leadership is handed over by a core that resigns: when all nodes stop at once, it
+/// must not go round for ever.
+const RESIGNATIONS_MAX: u8 = 3;
 
 /// How long a group led here has been ready to be handed over.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +28,8 @@ pub(crate) struct Balance {
     handed_over_at: u64,
     /// Ticks to wait beyond the configured ones; grows while hand-overs do not last.
     extra_wait: u64,
+    /// Times it was handed over because this core resigns.
+    resignations: u8,
 }
 
 impl Balance {
@@ -54,6 +61,40 @@ impl Core {
         if early && due && raft.leader().is_none() && raft.role() == Role::Follower {
             raft.campaign();
             self.mark(place);
+        }
+    }
+
+    /// Hands every leadership here to the follower that is furthest, because the node is about to
+    /// stop. Call it once per tick until it returns 0: so many leaderships are still here that
+    /// another replica could take. What nobody can take, stays.
+    pub fn resign(&mut self) -> usize {
+        let places = 0..self.groups.len();
+        places.filter(|&place| self.groups[place].leads() && self.resign_group(place)).count()
+    }
+
+    /// Whether it makes sense to wait for this leadership to move.
+    fn resign_group(&mut self, place: usize) -> bool {
+        let core = self.config.addr.core;
+        let in_contact = |node| self.links.get(&CoreAddr { node, core }).is_some_and(|l| l.up);
+        let group = &mut self.groups[place];
+        let followers = group.raft.progress().filter(|&(node, _)| in_contact(node));
+        let Some((to, progress)) = followers.max_by_key(|(_, progress)| progress.matched) else {
+            return false;
+        };
+        if progress.state != SendState::Replicate {
+            // Its answer, or the rest of what it lacks, is on the way.
+            return true;
+        }
+        if self.balance[place].resignations >= RESIGNATIONS_MAX {
+            return false;
+        }
+        match group.raft.transfer_leadership(to) {
+            Ok(()) => {
+                self.balance[place].resignations += 1;
+                self.mark(place);
+                true
+            }
+            Err(error) => matches!(error, TransferError::InProgress { .. }),
         }
     }
 

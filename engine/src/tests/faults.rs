@@ -236,6 +236,59 @@ fn leadership_returns_to_the_preferred_leader() {
     assert!(cluster.run_until(4000, |c| c.leader(0) == Some(preferred)), "it never returned");
 }
 
+/// A node that is about to stop leads nothing soon after, while its clients' and the others'
+/// writes go on without a single error.
+#[test]
+fn a_core_that_resigns_hands_over_everything() {
+    for seed in 1..=10 {
+        let mut cluster = Cluster::new(ClusterOptions { seed, ..ClusterOptions::default() });
+        cluster.wait_for_leaders();
+        let leaver = addr(1 + (seed % 3) as u32, 0);
+        assert!(cluster.core(leaver).stats().leaders > 0, "seed {seed}: it leads something");
+        let mut open = Vec::new();
+        let mut left = usize::MAX;
+        for step in 0..300 {
+            let key = format!("k{step}");
+            open.push(cluster.submit(addr(1 + step % 3, 0), &[b"INCR", key.as_bytes()]));
+            if step % 4 == 0 && left > 0 {
+                left = cluster.core_mut(leaver).resign();
+            }
+            cluster.run(1);
+        }
+        assert_eq!(left, 0, "seed {seed}");
+        assert_eq!(cluster.core(leaver).stats().leaders, 0, "seed {seed}");
+        for token in open {
+            assert_eq!(cluster.wait(token), Reply::Integer(1), "seed {seed}");
+        }
+        cluster.kill(leaver.node.get());
+        let token = cluster.submit(other_than(leaver), &[b"INCR", b"k1"]);
+        assert!(cluster.run_until(20, |c| c.answer(token).is_some()), "seed {seed}: a gap");
+    }
+}
+
+/// Nobody there to take over: resigning does not wait. And when all resign at once, leaderships
+/// do not go round for ever.
+#[test]
+fn resigning_ends_where_nobody_takes_over() {
+    let mut cluster = one_group();
+    let leader = cluster.leader(0).unwrap();
+    for node in 1..=3 {
+        if node != leader.node.get() {
+            cluster.kill(node);
+        }
+    }
+    cluster.run(1);
+    assert_eq!(cluster.core_mut(leader).resign(), 0);
+
+    let mut cluster = one_group();
+    let mut rounds = 0;
+    while (1..=3).map(|node| cluster.core_mut(addr(node, 0)).resign()).sum::<usize>() > 0 {
+        cluster.run(4);
+        rounds += 1;
+        assert!(rounds < 200, "it goes round");
+    }
+}
+
 /// A leader whose disk hangs commits through the others and goes on being useful.
 #[test]
 fn the_leaders_own_disk_need_not_be_in_the_majority() {
