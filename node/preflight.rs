@@ -22,7 +22,7 @@ const OWN_DESCRIPTORS: u64 = 512;
 const CLOCK_MIN_SECONDS: u64 = 1_704_067_200;
 
 /// Ports of a process that was just killed stay taken until the kernel has cleaned up its rings.
-const PORTS_MAX: Duration = Duration::from_secs(3);
+pub(crate) const PORTS_MAX: Duration = Duration::from_secs(3);
 /// Pause before a taken port is tried again.
 const PORTS_PAUSE: Duration = Duration::from_millis(20);
 
@@ -156,14 +156,25 @@ fn locked_memory(warnings: &mut Vec<String>) {
 fn ports(config: &Config, patience: Duration) -> Result<(), Fatal> {
     let deadline = Instant::now() + patience;
     for (address, what) in config.listen_addresses() {
-        while let Err(error) = TcpListener::bind(address) {
-            if error.kind() != io::ErrorKind::AddrInUse || Instant::now() >= deadline {
-                return Err(explain_bind(&address.to_string(), what, &error));
-            }
-            std::thread::sleep(PORTS_PAUSE);
-        }
+        retry_in_use(deadline, || TcpListener::bind(address))
+            .map_err(|error| explain_bind(&address.to_string(), what, &error))?;
     }
     Ok(())
+}
+
+/// Tries to take a port until `deadline` as long as somebody else has it.
+pub(crate) fn retry_in_use<T>(
+    deadline: Instant,
+    bind: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(PORTS_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Why a node cannot listen somewhere.
@@ -206,6 +217,26 @@ mod tests {
         let error = ports(&config, Duration::ZERO).expect_err("in use");
         assert!(error.what.contains(&address.to_string()), "{error}");
         assert!(error.fix.contains("ss -ltnp"), "{error}");
+    }
+
+    /// A port that becomes free in time is taken; other errors are not waited for.
+    #[test]
+    fn only_a_port_in_use_is_waited_for() {
+        let later = Instant::now() + Duration::from_secs(60);
+        let count = std::cell::Cell::new(0);
+        let fail_twice = |kind: io::ErrorKind| {
+            count.set(count.get() + 1);
+            if count.get() <= 2 { Err(io::Error::from(kind)) } else { Ok(count.get()) }
+        };
+        let taken = retry_in_use(later, || fail_twice(io::ErrorKind::AddrInUse));
+        assert_eq!(taken.expect("free in the end"), 3);
+        count.set(0);
+        let refused = retry_in_use(later, || fail_twice(io::ErrorKind::PermissionDenied));
+        assert_eq!(refused.expect_err("at once").kind(), io::ErrorKind::PermissionDenied);
+        count.set(0);
+        let now = Instant::now();
+        retry_in_use(now, || fail_twice(io::ErrorKind::AddrInUse)).expect_err("too late");
+        assert_eq!(count.get(), 1);
     }
 
     /// A CPU this machine does not have is refused with those it has.

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::client::{Client, bulk, text};
@@ -17,6 +18,9 @@ use coracle_engine::Reply;
 const KEYS: usize = 8;
 /// A leader is missed after half a second to a second, then a vote decides.
 const FAILOVER_MAX: Duration = Duration::from_millis(2000);
+
+/// A hand-over of leadership; less than the shortest time in which a lost leader is missed.
+const HAND_OVER_GAP_MAX: Duration = Duration::from_millis(300);
 
 /// `kill -9` of a leader under load: its groups take writes again soon, and nothing that was
 /// acknowledged is lost, neither before nor after the node is back.
@@ -155,6 +159,83 @@ fn a_node_that_is_told_to_stop_ends_with_status_0() {
         cluster.wait_until_ready();
         let mut client = cluster.nodes[0].client();
         assert_eq!(client.run("INCR a"), Reply::Integer(1 + round), "round {round}");
+    }
+}
+
+/// Ends the threads of a scope, also when the test fails within it.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A client that counts keys up through one node until told to stop, and never tries twice: every
+/// reply it got and the longest time between two of them.
+fn count_up(port: u16, keys: &[String], stop: &AtomicBool) -> (u64, Duration) {
+    let mut client = Client::connect(port).expect("the node serves");
+    let (mut count, mut gap, mut last) = (0, Duration::ZERO, Instant::now());
+    while !stop.load(Ordering::SeqCst) {
+        count += 1;
+        for key in keys {
+            let reply = client.call(&["INCR", key]).expect("a reply");
+            assert_eq!(reply, Reply::Integer(count), "{key} through {port}");
+            gap = gap.max(last.elapsed());
+            last = Instant::now();
+        }
+    }
+    (u64::try_from(count).expect("positive"), gap)
+}
+
+/// A node that is told to stop hands its leaderships over first: clients of the other nodes see
+/// neither an error nor the gap of an election time-out.
+#[test]
+fn a_clean_stop_is_not_noticed_at_the_other_nodes() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(&Options::default());
+    for victim in 0..cluster.nodes.len() {
+        let groups_led = |cluster: &Cluster| {
+            let info = text(&cluster.nodes[victim].client().run("INFO cluster"));
+            let line = info.lines().find_map(|line| line.strip_prefix("coracle_groups_led:"));
+            line.and_then(|led| led.parse::<u64>().ok()).expect("a number")
+        };
+        wait_until("the node leads something", || groups_led(&cluster) > 0);
+        let stop = AtomicBool::new(false);
+        let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.ports.plain).collect();
+        let others = (0..ports.len()).filter(|&index| index != victim);
+        std::thread::scope(|scope| {
+            let stopping = SetOnDrop(&stop);
+            let clients: Vec<_> = others
+                .flat_map(|index| [(index, 0), (index, 1)])
+                .map(|(index, n)| {
+                    let keys = Cluster::keys(&format!("stop{victim}-{index}-{n}"), KEYS);
+                    let (port, stop) = (ports[index], &stop);
+                    scope.spawn(move || count_up(port, &keys, stop))
+                })
+                .collect();
+            let seen_from = (victim + 1) % ports.len();
+            let probe = format!("stop{victim}-{seen_from}-0:0");
+            let mut client = cluster.nodes[seen_from].client();
+            let mut flows = |least: i64| {
+                wait_until("traffic flows", || {
+                    let count = text(&client.run(&format!("GET {probe}")));
+                    count.parse::<i64>().is_ok_and(|count| count > least)
+                });
+                text(&client.run(&format!("GET {probe}"))).parse::<i64>().expect("a number")
+            };
+            let before = flows(10);
+            assert_eq!(cluster.nodes[victim].terminate().code(), Some(0), "node {victim}");
+            flows(before + 100);
+            drop(stopping);
+            for client in clients {
+                let (count, gap) = client.join().expect("no error");
+                assert!(count > 10, "node {victim}: {count} rounds");
+                assert!(gap < HAND_OVER_GAP_MAX, "node {victim}: nothing for {gap:?}");
+            }
+        });
+        cluster.nodes[victim].start();
+        cluster.wait_until_ready();
     }
 }
 

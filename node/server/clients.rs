@@ -179,6 +179,16 @@ impl Clients {
         }
     }
 
+    /// The node stops: no connection takes another command, each is closed once it has its answers.
+    pub(super) fn finish(&mut self) {
+        for index in 0..self.slots.len() {
+            if let Some(connection) = self.slots[index].connection.as_mut() {
+                connection.closing = true;
+                self.touch(index);
+            }
+        }
+    }
+
     /// End of the turn: sends what is to be sent, takes up paused connections that have room
     /// again, closes those that are done.
     pub(super) fn flush(&mut self, ring: &mut Ring, context: &mut Context<'_>) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use coracle_engine::{Core, CoreAddr, Drain, Effects, Input, PeerMessage, Via, WallMillis};
 use coracle_net::frame::{self, Decoder, FrameBuf, Incoming};
-use coracle_ring::{Chunk, Event, Ring, SocketId};
+use coracle_ring::{Chunk, Event, ListenerId, Ring, SocketId};
 
 use super::clients::{Clients, Context};
 use super::keys::{Kind, key, split};
@@ -17,6 +17,7 @@ use super::mailbox::Mailbox;
 use super::peers::{InLink, LinkAction, OutLinks, check_hello};
 use super::session::Session;
 use super::shared::Shared;
+use super::stop::{Leaving, Phase};
 use super::storage::Storage;
 use super::wall;
 use crate::fatal::{Exit, Fatal};
@@ -47,6 +48,8 @@ pub(super) struct HotLoop {
     pub(super) effects: Effects,
     /// More work is known to wait than this turn took: do not sleep before the next.
     pub(super) again: bool,
+    pub(super) listeners: Vec<ListenerId>,
+    pub(super) leaving: Leaving,
 }
 
 /// The mailboxes of the node's other cores, and what did not fit into them yet.
@@ -107,9 +110,6 @@ impl HotLoop {
         loop {
             let timeout = self.timeout(next_tick);
             self.ring.wait(Some(timeout), &mut events).map_err(Fatal::ring)?;
-            if self.shared.stopping() {
-                return self.storage.stop(&mut self.ring);
-            }
             let now = wall();
             for (count, event) in events.drain(..).enumerate() {
                 if count > 0 && count % EVENTS_TURN_MAX == 0 {
@@ -126,6 +126,9 @@ impl HotLoop {
                 self.on_tick(now);
             }
             self.act(now);
+            if self.shared.stop().phase() == Phase::Stopping && self.finish_clients() {
+                return self.storage.stop(&mut self.ring);
+            }
             if self.storage.is_latched() {
                 return Err(Fatal::new(Exit::DiskError, "the log failed", "see the log lines", ""));
             }
@@ -273,10 +276,16 @@ impl HotLoop {
         }
         self.storage.tick(&mut self.ring, self.core.memory_bytes());
         self.with_clients(now, |clients, ring, context| clients.tick(ring, context));
+        if self.shared.stop().phase() == Phase::Resigning {
+            self.resign();
+        }
         self.shared.publish(self.me.core, &self.core, self.clients.open());
     }
 
     fn accepted(&mut self, kind: Kind, fd: std::os::fd::OwnedFd, now: WallMillis) {
+        if self.shared.stop().phase() == Phase::Stopping {
+            return;
+        }
         let via = match kind {
             Kind::PlainListener => Via::Plain,
             Kind::CoreListener => Via::Core,

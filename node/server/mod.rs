@@ -19,6 +19,7 @@ mod segments;
 mod session;
 mod shared;
 mod start;
+mod stop;
 mod storage;
 mod surveys;
 mod watch;

@@ -1,7 +1,7 @@
 //! What the cores of one node share: configuration, the stop flag, and numbers for `INFO`. Nothing
 //! here is on the data path.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_engine::{ClusterMap, Core, CoreId, CoreStats, WallMillis};
@@ -11,6 +11,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::backoff::Backoff;
 use super::info::{NodeStats, ProcessUse};
+use super::stop::Stop;
 use super::surveys::Surveys;
 use super::wall;
 use crate::config::Config;
@@ -32,7 +33,7 @@ pub(super) struct Shared {
     client_ids: AtomicU64,
     surveys: Surveys,
     backoff: Backoff,
-    stop: AtomicBool,
+    stop: Stop,
 }
 
 impl Shared {
@@ -45,6 +46,7 @@ impl Shared {
         Self {
             cores: cores.collect(),
             config,
+            stop: Stop::new(map.core_count()),
             backoff: Backoff::default(),
             surveys: Surveys::new(map.core_count()),
             map,
@@ -52,7 +54,6 @@ impl Shared {
             started: wall(),
             log_drops,
             client_ids: AtomicU64::new(1),
-            stop: AtomicBool::new(false),
         }
     }
 
@@ -121,14 +122,9 @@ impl Shared {
         &self.backoff
     }
 
-    /// Asks all cores to stop.
-    pub(super) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-    }
-
-    /// Whether the node is to stop.
-    pub(super) fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+    /// How far the node is on its way to stop.
+    pub(super) const fn stop(&self) -> &Stop {
+        &self.stop
     }
 }
 

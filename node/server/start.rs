@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_engine::{Core, CoreAddr, CoreConfig, CoreId, Effects, Recovery};
-use coracle_ring::{Ring, RingConfig};
+use coracle_ring::{ListenerId, Ring, RingConfig};
 use coracle_wal::{RealDisk, RecoveryReport};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -22,10 +22,12 @@ use super::keys::{Kind, key};
 use super::mailbox::Mailbox;
 use super::peers::OutLinks;
 use super::shared::Shared;
+use super::stop::{Leaving, Phase, RESIGN_MAX};
 use super::storage::{Storage, storage_error};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::fatal::{Exit, Fatal};
+use crate::preflight::{PORTS_MAX, explain_bind, retry_in_use};
 
 /// Log writes in flight per core: four instead of two gave 6 % more writes/s at saturation
 /// (docs/benchmarks.md).
@@ -35,6 +37,9 @@ const WRITES_IN_FLIGHT: usize = 4;
 const PEER_WINDOW_BYTES: usize = 4 << 20;
 /// Connections the kernel may hold before they are accepted.
 const BACKLOG: u32 = 1024;
+
+/// Pause between two looks at how far the hand-over of leaderships is.
+const RESIGN_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the main thread is woken.
 enum Ending {
@@ -65,20 +70,32 @@ pub(crate) fn run(
     watch_signals(ending.clone())?;
     let shared = Arc::new(Shared::new(config, data_dir.cluster_id(), log_drops));
     let threads = start_cores(&shared, data_dir, &ending)?;
-    match endings.recv() {
-        Ok(Ending::Signal(signal)) => tracing::info!(target: "node", signal, "stopping"),
-        Ok(Ending::Core(core, result)) => {
-            if let Err(fatal) = &result {
-                tracing::error!(target: "node", core = core.0, "core ended: {fatal}");
-            }
-            shared.stop();
-            // The other cores may wait for a disk that does not answer: do not wait for them.
-            return result;
+    let core_ended = |core: CoreId, result: Result<(), Fatal>| {
+        if let Err(fatal) = &result {
+            tracing::error!(target: "node", core = core.0, "core ended: {fatal}");
         }
+        shared.stop().enter(Phase::Stopping);
+        // The other cores may wait for a disk that does not answer: do not wait for them.
+        result
+    };
+    match endings.recv() {
+        Ok(Ending::Signal(signal)) => {
+            tracing::info!(target: "node", signal, "stopping: handing over leaderships");
+        }
+        Ok(Ending::Core(core, result)) => return core_ended(core, result),
         // Not while the watcher of signals lives.
         Err(_) => {}
     }
-    shared.stop();
+    shared.stop().enter(Phase::Resigning);
+    let deadline = Instant::now() + RESIGN_MAX;
+    while !shared.stop().all_resigned() && Instant::now() < deadline {
+        if let Ok(Ending::Core(core, result)) = endings.recv_timeout(RESIGN_PAUSE) {
+            return core_ended(core, result);
+        }
+    }
+    let resigned = shared.stop().all_resigned();
+    tracing::info!(target: "node", resigned, "stopping: no new clients");
+    shared.stop().enter(Phase::Stopping);
     for thread in threads {
         if thread.join().is_err() {
             return Err(Fatal::new(Exit::Bug, "a core ended without a result", "", ""));
@@ -174,9 +191,12 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         .map_err(|error| Fatal::failed("cannot start background work", error.to_string(), ""))?;
     let storage = Storage::new(wal, background, config.wal.bytes_max)?;
     let core = Core::new(core_config(&shared, me), recovery);
-    let out_links = OutLinks::new(me, shared.map(), shared.cluster_id(), incarnation)
-        .map_err(|error| Fatal::failed("cannot find the peers", format!("{error:#}"), ""))?;
-    listen(&mut ring, &shared, me)?;
+    let out_links =
+        OutLinks::new(me, shared.map(), shared.cluster_id(), incarnation).map_err(|error| {
+            let fix = "correct `host` of that node in [[nodes]] (--node), or the name service";
+            Fatal::failed("cannot find the peers", format!("{error:#}"), fix)
+        })?;
+    let listeners = listen(&mut ring, &shared, me)?;
     tracing::info!(target: "node", core = me.core.0, cpu, "core is up");
     Ok(HotLoop {
         me,
@@ -192,6 +212,8 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         shared: Arc::clone(&shared),
         effects: Effects::default(),
         again: false,
+        listeners,
+        leaving: Leaving::default(),
     })
 }
 
@@ -267,33 +289,30 @@ fn seed() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-fn listen(ring: &mut Ring, shared: &Shared, me: CoreAddr) -> Result<(), Fatal> {
+fn listen(ring: &mut Ring, shared: &Shared, me: CoreAddr) -> Result<Vec<ListenerId>, Fatal> {
+    let mut listeners = Vec::new();
+    let deadline = Instant::now() + PORTS_MAX;
     let node = shared.map().node(me.node).expect("the node is in its own map");
     let ports = [
-        (Kind::PlainListener, "plain", node.plain_port, true),
-        (Kind::CoreListener, "core", node.core_port + me.core.0, false),
-        (Kind::PeerListener, "peer", node.peer_port + me.core.0, false),
+        (Kind::PlainListener, "clients (plain)", node.plain_port, true),
+        (Kind::CoreListener, "clients of one core", node.core_port + me.core.0, false),
+        (Kind::PeerListener, "peers", node.peer_port + me.core.0, false),
     ];
-    for (kind, name, port, shared_port) in ports {
+    for (kind, what, port, shared_port) in ports {
         for &ip in &shared.config().bind {
             let address = SocketAddr::new(ip, port);
-            let listener =
-                coracle_ring::listener(address, shared_port, BACKLOG).map_err(|error| {
-                    Fatal::failed(
-                        format!("cannot listen on the {name} port {address}"),
-                        error.to_string(),
-                        "stop what uses the port, or choose another one in [[nodes]]",
-                    )
-                })?;
+            let bind = || coracle_ring::listener(address, shared_port, BACKLOG);
+            let listener = retry_in_use(deadline, bind)
+                .map_err(|error| explain_bind(&address.to_string(), what, &error))?;
             let window_bytes = if kind == Kind::PeerListener { PEER_WINDOW_BYTES } else { 1 << 20 };
             // Accepted connections inherit it; the system's limit may make it smaller.
             if let Err(error) = SockRef::from(&listener).set_recv_buffer_size(window_bytes) {
                 tracing::warn!(target: "net", %error, "cannot set the receive buffer");
             }
-            ring.listen(key(kind, 0), listener);
+            listeners.push(ring.listen(key(kind, 0), listener));
         }
     }
-    Ok(())
+    Ok(listeners)
 }
 
 /// Pins the calling thread to a CPU.
