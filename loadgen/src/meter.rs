@@ -82,6 +82,8 @@ pub(crate) struct Meter {
     pub(crate) answers_in_window: u64,
     pub(crate) errors: BTreeMap<String, ErrorCount>,
     pub(crate) moved: u64,
+    /// Refusals after which the request was sent again, by their code.
+    pub(crate) retried: BTreeMap<&'static str, u64>,
     pub(crate) dropped: u64,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
@@ -106,6 +108,7 @@ impl Meter {
             answers_in_window: 0,
             errors: BTreeMap::new(),
             moved: 0,
+            retried: BTreeMap::new(),
             dropped: 0,
             sent_bytes: 0,
             received_bytes: 0,
@@ -176,6 +179,13 @@ impl Meter {
     pub(crate) fn redirected(&mut self, intended_ns: u64) {
         self.second.moved += 1;
         self.moved += u64::from(self.window.contains(&intended_ns));
+    }
+
+    /// A request was refused for the moment and will be sent again.
+    pub(crate) fn retried(&mut self, code: &'static str, intended_ns: u64) {
+        if self.window.contains(&intended_ns) {
+            *self.retried.entry(code).or_default() += 1;
+        }
     }
 
     /// A scheduled request could not even wait.

@@ -8,12 +8,15 @@ use crate::layout::parse_moved;
 use crate::options::Command;
 use crate::request::{Op, read_stamp};
 
-/// A request is sent elsewhere this often at most.
+/// A request is sent elsewhere, or once more after "not now", this often at most.
 const REDIRECTS_MAX: u8 = 32;
 
 /// Later redirections wait: two endpoints that name each other are between two leaders.
 const REDIRECTS_AT_ONCE: u8 = 2;
 const REDIRECT_DELAY_NS: u64 = 20_000_000;
+
+/// The code of a refusal that says "not now": the request is sent again after the same delay.
+const NOT_NOW: &str = "TRYAGAIN";
 
 /// Codes of errors that say that the command certainly did not happen. All others may stand for
 /// anything.
@@ -144,6 +147,12 @@ impl Driver<'_> {
         let code = text.split(' ').next().unwrap_or_default();
         if self.fleet.is_cluster() && matches!(code, "MOVED" | "CLUSTERDOWN" | "TRYAGAIN") {
             self.wish_refresh();
+        }
+        if code == NOT_NOW && request.redirects < REDIRECTS_MAX {
+            request.redirects += 1;
+            self.meter.retried(NOT_NOW, request.intended_ns);
+            self.delayed.push_back((now_ns + REDIRECT_DELAY_NS, request));
+            return;
         }
         let target = &self.fleet.targets[self.fleet.conns[index].target];
         let asked = target.addrs.first().copied();

@@ -71,6 +71,8 @@ pub struct LoadReport {
     pub error_count: u64,
     /// Redirections followed.
     pub moved: u64,
+    /// Refusals that said "not now", by their code; the requests were sent again.
+    pub retried: BTreeMap<&'static str, u64>,
     /// Scheduled requests dropped because `--backlog` were waiting.
     pub dropped: u64,
     /// Connections that broke, also outside the window.
@@ -283,6 +285,9 @@ fn write_load(f: &mut fmt::Formatter<'_>, options: &Options, load: &LoadReport) 
     row("sent MB/s", format!("{:.1}", load.sent_bytes_per_second / 1e6))?;
     row("received MB/s", format!("{:.1}", load.received_bytes_per_second / 1e6))?;
     row("redirected", load.moved.to_string())?;
+    for (code, count) in &load.retried {
+        row(&format!("retried after {code}"), count.to_string())?;
+    }
     row("dropped", load.dropped.to_string())?;
     row("connections lost", load.connections_lost.to_string())?;
     row("errors", load.error_count.to_string())?;

@@ -110,6 +110,7 @@ fn summary(meter: &Meter, own: OwnTime, warnings: Vec<String>) -> LoadReport {
         errors: meter.errors.clone(),
         error_count: meter.error_count(),
         moved: meter.moved,
+        retried: meter.retried.clone(),
         dropped: meter.dropped,
         connections_lost: meter.connections_lost,
         connects_failed: meter.connects_failed,

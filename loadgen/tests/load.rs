@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -167,18 +168,89 @@ fn connections_go_to_endpoints_that_survive() {
 fn error_replies_are_counted_by_kind() {
     let count = AtomicU64::new(0);
     let server = Server::start(move |_, _| match count.fetch_add(1, Ordering::SeqCst) % 4 {
-        0 => Reply::error("TRYAGAIN server is overloaded").into(),
+        0 => Reply::error("OOM server is full").into(),
         1 => Reply::error("MOVED 1 127.0.0.1:1").into(),
         2 => Reply::Integer(7).into(),
         _ => Reply::OK.into(),
     });
     let report = load(Options { rate: Some(1000.0), ..options(&server) });
     let count = |kind: &str| report.errors.get(kind).map_or(0, |error| error.count);
-    assert_eq!(count("TRYAGAIN"), 125, "{:?}", report.errors);
+    assert_eq!(count("OOM"), 125, "{:?}", report.errors);
     assert_eq!(count("MOVED"), 125, "without --cluster it is not followed");
     assert_eq!(count("unexpected reply"), 125);
-    assert_eq!(report.errors["TRYAGAIN"].example, "TRYAGAIN server is overloaded");
+    assert_eq!(report.errors["OOM"].example, "OOM server is full");
     assert_eq!((report.writes, report.moved), (125, 0));
+}
+
+/// "Not now" is no failure: the request is sent again a little later, and that is counted. Only
+/// an endless "not now" fails, as what it is.
+#[test]
+fn not_now_is_tried_again() {
+    let count = AtomicU64::new(0);
+    let server = Server::start(move |_, _| match count.fetch_add(1, Ordering::SeqCst) % 5 {
+        0 => Reply::error("TRYAGAIN the group has no leader").into(),
+        _ => Reply::OK.into(),
+    });
+    let report = load(Options { rate: Some(1000.0), ..options(&server) });
+    assert_eq!((report.writes, report.error_count), (500, 0), "{:?}", report.errors);
+    let retried = report.retried["TRYAGAIN"];
+    assert!((100..=150).contains(&retried), "a fifth of all sends, but {retried}");
+    assert!(report.latency.max_ms >= 20.0, "the pause is part of the latency");
+
+    let server = Server::start(|_, _| Reply::error("TRYAGAIN never").into());
+    let report = load(Options { rate: Some(100.0), ..options(&server) });
+    assert_eq!(report.writes, 0);
+    assert_eq!(report.errors["TRYAGAIN"].count, 50, "{:?}", report.errors);
+    assert_eq!(report.retried["TRYAGAIN"], 50 * 32);
+}
+
+/// Ctrl-C: the report of what was measured so far; a second one does not wait for anything.
+#[test]
+fn interrupts_end_the_run_with_a_report_and_then_at_once() {
+    let start = |server: &Server| {
+        let mut loadgen = Process::new(env!("CARGO_BIN_EXE_loadgen"));
+        let line = "--seconds 600 --warmup 0 --rate 200 --keys 100 --quiet --timeout-ms 60000";
+        loadgen.args(["--endpoints", &server.addr.to_string()]).args(line.split(' '));
+        loadgen.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start loadgen")
+    };
+    let interrupt = |child: &Child| {
+        let sent = Process::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    };
+    let (answered, answers) = mpsc::channel();
+    let answered = Mutex::new(answered);
+    let server = Server::start(move |_, _| {
+        let _ = answered.lock().expect("no panic").send(());
+        Reply::OK.into()
+    });
+    let child = start(&server);
+    for _ in 0..100 {
+        answers.recv_timeout(Duration::from_secs(20)).expect("requests come");
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().expect("it ends");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    let writes = shown.lines().find_map(|line| line.strip_prefix("writes")).expect("a report");
+    let writes: u64 = writes.trim().parse().expect("a number");
+    assert!((90..2000).contains(&writes), "{shown}");
+
+    let (asked, requests) = mpsc::channel();
+    let asked = Mutex::new(asked);
+    let server = Server::start(move |_, _| {
+        let _ = asked.lock().expect("no panic").send(());
+        Answer::Silence
+    });
+    let mut child = start(&server);
+    requests.recv_timeout(Duration::from_secs(20)).expect("a request");
+    // Two signals at once may become one: go on until it has ended.
+    let status = loop {
+        interrupt(&child);
+        if let Some(status) = child.try_wait().expect("a child") {
+            break status;
+        }
+    };
+    assert_eq!(status.code(), Some(130));
 }
 
 /// A server that never answers: the windows fill, the backlog overflows, nothing is hidden.
