@@ -113,10 +113,10 @@ impl WalConfig {
             return Err(Fatal::usage(
                 "wal.segment_size is impossible",
                 format!(
-                    "{size} is not a multiple of 4096 bytes from {min} to {max}; a segment must \
-                     take the largest command, which is {largest}"
+                    "it is {size}, but must be a multiple of 4096 bytes from {min} to {max}: a \
+                     segment must take the largest command, which is {largest}"
                 ),
-                format!("set wal.segment_size (--wal-segment-size) to {min} or more"),
+                "set wal.segment_size (--wal-segment-size) to a size in this range",
             ));
         }
         Ok(())
@@ -261,7 +261,8 @@ impl Config {
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;
         in_range("raft.election_ticks", u64::from(raft.election_ticks), 4, 10_000)?;
         let heartbeat_max = u64::from((raft.election_ticks - 1) / 2).max(1);
-        in_range("raft.heartbeat_ticks", u64::from(raft.heartbeat_ticks), 1, heartbeat_max)?;
+        let heartbeat = "raft.heartbeat_ticks (less than half of raft.election_ticks)";
+        in_range(heartbeat, u64::from(raft.heartbeat_ticks), 1, heartbeat_max)?;
         Ok(())
     }
 
@@ -320,14 +321,16 @@ fn in_range(what: &str, value: u64, min: u64, max: u64) -> Result<(), Fatal> {
     Err(Fatal::usage(
         format!("{what} is out of range"),
         format!("it is {value}, but must be from {min} to {max}"),
-        "",
+        "correct the flag, the environment variable or the line of the file that sets it",
     ))
 }
 
 /// The first line of a password file that nobody else may read.
 pub(crate) fn read_password(path: &Path) -> Result<Vec<u8>, Fatal> {
     let what = || format!("cannot use the password file {}", path.display());
-    let unreadable = |error: std::io::Error| Fatal::usage(what(), error.to_string(), "");
+    let fix = "make a file that only the user of the node may read, with the password in its first \
+               line, and name it in requirepass_file (--requirepass-file)";
+    let unreadable = |error: std::io::Error| Fatal::usage(what(), error.to_string(), fix);
     let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(Fatal::usage(

@@ -285,6 +285,10 @@ fn disk(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Fatal {
         let fix = match error.kind() {
             io::ErrorKind::PermissionDenied => "run as the owner of the directory",
             io::ErrorKind::StorageFull => "free space on that file system",
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                "a file is in the way; choose another directory (--data-dir)"
+            }
+            io::ErrorKind::NotFound => "choose a place where directories can be made (--data-dir)",
             io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable",
             _ => "",
         };

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -254,7 +255,7 @@ fn with_password() -> (Cluster, tempfile::TempDir) {
 /// Before the password is given only the handshake works, within small limits.
 #[test]
 fn without_the_password_little_is_allowed() {
-    let (mut cluster, _dir) = with_password();
+    let (cluster, _dir) = with_password();
     let mut client = cluster.nodes[0].client();
     let refused = Reply::error("NOAUTH Authentication required.");
     for line in ["GET a", "SET a b", "CLUSTER SLOTS", "INFO", "COMMAND COUNT"] {
@@ -403,6 +404,13 @@ fn wrong_configurations_are_explained() {
         (format!("grups = 3\n{good}"), &[], &["line 1", "did you mean `groups`?"]),
         (good.replace("id = 1\ncluster", "cluster"), &[], &["`id` is not set", "CORACLE_ID"]),
         (good.to_owned(), &["--cores", "4000"], &["CPU 4000"]),
+        (good.to_owned(), &["--wal-segment-size", "1MiB"], &["it is 1MiB", "from 10MiB", "fix: "]),
+        (
+            good.to_owned(),
+            &["--raft-heartbeat-ticks", "50"],
+            &["1 to 9", "half of raft.election_ticks", "fix: "],
+        ),
+        (good.to_owned(), &["--requirepass-file", "/nowhere"], &["/nowhere", "fix: make a file"]),
         (good.to_owned(), &["--groups", "2000"], &["groups is 2000", "1 to 1024"]),
         (good.to_owned(), &["--bind", "0.0.0.0"], &["without a password", "requirepass_file"]),
         (good.to_owned(), &["--log", "raftt=debug"], &["did you mean `raft`?"]),
@@ -416,6 +424,37 @@ fn wrong_configurations_are_explained() {
         let shown = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{text}: {shown}");
         for needle in *needles {
+            assert!(shown.contains(needle), "'{needle}' is not in: {shown}");
+        }
+    }
+}
+
+/// Places that a node cannot use are explained as well.
+#[test]
+fn unusable_places_are_explained() {
+    let cluster = Cluster::prepare(&Options::single());
+    let args = cluster.nodes[0].args();
+    let ports = cluster.nodes[0].ports;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("temp dir");
+    let file = dir.path().join("file");
+    fs::write(&file, "not a directory").expect("write");
+    let full = dir.path().to_path_buf();
+    let at = |path: &Path| changed(args, "--data-dir", &path.display().to_string());
+    let here = format!("1=127.0.0.1:{}/{}/{}", ports.plain, ports.core, ports.peer);
+    let pair = format!("{here},2=no-such-host.invalid:1/2/3");
+    let fresh = dir.path().join("fresh");
+    let peers = changed(&at(&fresh), "--node", &pair);
+    let cases = [
+        (at(&file), 4, ["cannot create", "fix: a file is in the way"]),
+        (at(Path::new("/proc/nowhere")), 4, ["cannot create", "fix: choose a place"]),
+        (at(&full), 5, ["is not a data directory", "it holds 'file'"]),
+        (peers, 1, ["no-such-host.invalid", "fix: correct `host`"]),
+    ];
+    for (args, code, needles) in cases {
+        let output = run(&args);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {shown}");
+        for needle in needles {
             assert!(shown.contains(needle), "'{needle}' is not in: {shown}");
         }
     }

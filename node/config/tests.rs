@@ -57,7 +57,7 @@ fn validation_names_the_value_and_the_limits() {
         ("maxmemory = \"1MiB\"", &["1048576", "67108864"]),
         ("shards = 4\ngroups = 5", &["groups is 5", "1 to 4"]),
         ("[wal]\nsegment_size = 67108865", &["67108865B", "4096"]),
-        ("[wal]\nsegment_size = \"2GiB\"", &["2GiB", "10MiB to 1GiB"]),
+        ("[wal]\nsegment_size = \"2GiB\"", &["it is 2GiB", "10MiB to 1GiB"]),
         ("[wal]\nsegment_size = \"64MiB\"\nmax_size = \"128MiB\"", &["134217728", "268435456"]),
         ("[raft]\nelection_ticks = 10\nheartbeat_ticks = 5", &["it is 5", "1 to 4"]),
         ("[raft]\ntick_ms = 1", &["it is 1", "5 to 1000"]),
@@ -80,7 +80,7 @@ fn segments_take_the_largest_command() {
         if let Err(error) = result {
             let text = error.to_string();
             assert!(text.contains("the largest command, which is 9MiB"), "{text}");
-            assert!(text.contains("to 10MiB or more"), "{text}");
+            assert!(text.contains("from 10MiB to 1GiB"), "{text}");
         }
     }
     let smallest = minimal("[wal]\nsegment_size = \"10MiB\"").expect("valid").wal;
