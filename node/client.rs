@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use coracle_engine::Reply;
-use coracle_net::resp::{ReplyParser, encode_request};
+use coracle_net::resp::{ReplyReader, encode_request};
 
 /// Redirects followed for one command.
 const REDIRECTS_MAX: usize = 5;
@@ -65,8 +65,7 @@ impl std::error::Error for ClientError {}
 /// One connection.
 struct Link {
     stream: TcpStream,
-    input: Vec<u8>,
-    parser: ReplyParser,
+    replies: ReplyReader,
 }
 
 impl Link {
@@ -78,7 +77,7 @@ impl Link {
                     stream.set_nodelay(true)?;
                     stream.set_read_timeout(Some(timeouts.reply))?;
                     stream.set_write_timeout(Some(timeouts.reply))?;
-                    return Ok(Self { stream, input: Vec::new(), parser: ReplyParser::new() });
+                    return Ok(Self { stream, replies: ReplyReader::new(REPLY_BYTES_MAX) });
                 }
                 Err(error) => last = error,
             }
@@ -90,27 +89,7 @@ impl Link {
         let mut request = Vec::new();
         encode_request(args, &mut request);
         self.stream.write_all(&request)?;
-        self.reply()
-    }
-
-    fn reply(&mut self) -> io::Result<Reply> {
-        let mut piece = [0; 64 << 10];
-        loop {
-            let parsed = self.parser.parse_reply(&self.input);
-            let parsed =
-                parsed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            if let Some((reply, consumed)) = parsed {
-                self.input.drain(..consumed);
-                return Ok(reply);
-            }
-            if self.input.len() > REPLY_BYTES_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the reply is too long"));
-            }
-            match self.stream.read(&mut piece)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => self.input.extend_from_slice(&piece[..count]),
-            }
-        }
+        self.replies.read(&mut self.stream)
     }
 }
 
@@ -248,6 +227,7 @@ fn is_retryable(reply: &Reply) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Read;
     use std::net::TcpListener;
 
     use super::*;

@@ -5,16 +5,17 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use coracle_engine::Reply;
-use coracle_net::resp::{ReplyParser, encode_request};
+use coracle_net::resp::{ReplyReader, encode_request};
 
+/// Longest reply that a test expects.
+const REPLY_BYTES_MAX: usize = 64 << 20;
 /// How long a reply may take.
 const REPLY_MAX: Duration = Duration::from_secs(10);
 
 /// One connection.
 pub struct Client {
     stream: TcpStream,
-    input: Vec<u8>,
-    parser: ReplyParser,
+    replies: ReplyReader,
 }
 
 impl Client {
@@ -23,7 +24,7 @@ impl Client {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
         stream.set_nodelay(true)?;
-        let mut client = Self { stream, input: Vec::new(), parser: ReplyParser::new() };
+        let mut client = Self { stream, replies: ReplyReader::new(REPLY_BYTES_MAX) };
         client.reply_within(REPLY_MAX);
         Ok(client)
     }
@@ -66,27 +67,14 @@ impl Client {
 
     /// Waits for the next reply. The end of the connection is an error.
     pub fn reply(&mut self) -> io::Result<Reply> {
-        let mut piece = vec![0; 256 << 10];
-        loop {
-            let parsed = self.parser.parse_reply(&self.input);
-            let parsed =
-                parsed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            if let Some((reply, consumed)) = parsed {
-                self.input.drain(..consumed);
-                return Ok(reply);
-            }
-            match self.stream.read(&mut piece)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => self.input.extend_from_slice(&piece[..count]),
-            }
-        }
+        self.replies.read(&mut self.stream)
     }
 
     /// The next `count` bytes, whatever they are.
     pub fn read_exact(&mut self, count: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = std::mem::take(&mut self.input);
-        let had = bytes.len().min(count);
-        self.input = bytes.split_off(had);
+        let mut bytes = self.replies.take_rest();
+        let had = bytes.len();
+        assert!(had <= count, "{had} bytes are there, only {count} wanted");
         bytes.resize(count, 0);
         self.stream.read_exact(&mut bytes[had..])?;
         Ok(bytes)
@@ -94,7 +82,7 @@ impl Client {
 
     /// Everything until the server closes the connection; an error if it does not.
     pub fn read_to_close(&mut self) -> io::Result<Vec<u8>> {
-        let mut bytes = std::mem::take(&mut self.input);
+        let mut bytes = self.replies.take_rest();
         match self.stream.read_to_end(&mut bytes) {
             // A server that closes with unread input resets the connection.
             Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),

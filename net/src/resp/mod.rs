@@ -5,12 +5,14 @@ mod encode;
 mod error;
 mod inline;
 mod number;
+mod reader;
 mod reply;
 mod request;
 mod skip;
 
 pub use encode::{encode_reply, encode_request};
 pub use error::ProtocolError;
+pub use reader::ReplyReader;
 pub use reply::{ReplyParser, parse_reply};
 pub use request::{Limits, Parsed, RequestParser};
 pub use skip::{ReplyKind, Skipped, skip_reply};
