@@ -45,6 +45,7 @@ impl Core {
 
     /// A command was certainly not executed where it went: tries again, at `hint` if given.
     pub(crate) fn again(&mut self, mut task: Task, hint: Option<NodeId>) {
+        task.follows &= !planted(Bug::PipelineScattered);
         if task.follows {
             return self.refuse(&task, out_of_order());
         }

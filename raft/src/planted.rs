@@ -97,6 +97,9 @@ bugs! {
     PipelinedReadUnordered "pipelined-read-unordered"
         "A read overtakes writes that the same connection has sent before it (Redis, \
          \"Pipelining\").";
+    PipelineScattered "pipeline-scattered"
+        "Commands that follow one which lost its leader find their way alone, and may overtake it \
+         (Redis, \"Pipelining\").";
 
     // Fates of writes.
     ReplyBeforeCommit "reply-before-commit"

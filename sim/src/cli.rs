@@ -38,10 +38,10 @@ struct RunArgs {
     #[arg(long, value_enum, default_value_t = Profile::Mix)]
     profile: Profile,
     /// Simulated seconds with faults, before a quorum is left in peace
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, default_value_t = 20, value_parser = seconds())]
     seconds: u64,
     /// Threads
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 2, value_parser = threads())]
     jobs: u16,
     /// Write every protocol event to this file, as NDJSON
     #[arg(long, value_name = "FILE", requires = "seed")]
@@ -73,10 +73,10 @@ enum Sub {
         #[arg(long, value_name = "BUG")]
         bug: Option<String>,
         /// Simulated seconds with faults
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+        #[arg(long, default_value_t = 20, value_parser = seconds())]
         seconds: u64,
         /// Threads
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        #[arg(long, default_value_t = 2, value_parser = threads())]
         jobs: u16,
     },
     /// Run every seed of a file of regressions
@@ -85,9 +85,17 @@ enum Sub {
         #[arg(default_value = "sim/seeds/regressions.txt")]
         file: PathBuf,
         /// Threads
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        #[arg(long, default_value_t = 2, value_parser = threads())]
         jobs: u16,
     },
+}
+
+fn seconds() -> clap::builder::RangedU64ValueParser {
+    clap::builder::RangedU64ValueParser::new().range(1..=100_000)
+}
+
+fn threads() -> clap::builder::RangedU64ValueParser<u16> {
+    clap::builder::RangedU64ValueParser::new().range(1..=1024)
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>, String> {

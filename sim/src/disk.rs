@@ -32,16 +32,6 @@ impl SimDisk {
         Self { mem: MemDisk::new(), state: Arc::default() }
     }
 
-    /// A copy as it is now, synced or not: what a backup of a running node holds.
-    pub(crate) fn copy(&self) -> Self {
-        Self { mem: self.mem.fork(), state: Arc::default() }
-    }
-
-    /// The content under the faults.
-    pub(crate) const fn mem(&self) -> &MemDisk {
-        &self.mem
-    }
-
     /// The process dies during the file operation after `left` more.
     pub(crate) fn die_after(&self, left: u32) {
         self.lock().left = Some(left);
@@ -288,7 +278,7 @@ mod tests {
             disk.write_at(&file, 0, &[1; 4096]).expect("written");
             disk.sync_data(&file).expect("synced");
             disk.write_torn(&file, 0, &[2; 4096], &mut rng);
-            let bytes = disk.mem().contents("a").expect("there");
+            let bytes = disk.mem.contents("a").expect("there");
             let sectors: Vec<&[u8]> = bytes.chunks(SECTOR_BYTES).collect();
             assert!(sectors.iter().all(|s| s.iter().all(|byte| *byte == s[0])));
             let new = sectors.iter().filter(|s| s[0] == 2).count();

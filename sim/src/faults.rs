@@ -2,7 +2,6 @@
 
 use coracle_raft::{GroupId, Role};
 
-use crate::disk::SimDisk;
 use crate::host::Lie;
 use crate::lifecycle::Crash;
 use crate::plan::{Fault, MS, SECOND};
@@ -163,7 +162,6 @@ impl World {
             }
             Fault::Transfer => return self.transfer(),
             Fault::BitRot | Fault::Misdirect | Fault::StaleBlock => return self.damage(fault),
-            Fault::Wipe | Fault::OldCopy => return self.replace_disk(fault),
         }
         true
     }
@@ -282,36 +280,6 @@ impl World {
         self.nodes[node].damaged = true;
         self.trace.node(self.now, addr, "Damage", what);
         true
-    }
-
-    /// The victim's disk is another one: empty, or as it was some time ago.
-    fn replace_disk(&mut self, fault: Fault) -> bool {
-        let node = self.plan.victim as usize;
-        if !self.may_crash(node) {
-            return false;
-        }
-        let old: Option<Vec<_>> =
-            self.hosts_of(node).map(|host| self.hosts[host].backup.clone()).collect();
-        let disks = match (fault, old) {
-            (Fault::Wipe, _) => self.hosts_of(node).map(|_| SimDisk::new()).collect(),
-            (_, Some(old)) => old,
-            (_, None) => return false,
-        };
-        self.crash(node, Crash::Power);
-        for (host, disk) in self.hosts_of(node).zip(disks) {
-            self.hosts[host].disk = disk;
-        }
-        self.nodes[node].damaged = true;
-        self.plan_restart(node);
-        true
-    }
-
-    /// Keeps a copy of the victim's disk, to be put back later.
-    pub(crate) fn back_up(&mut self) {
-        for host in self.hosts_of(self.plan.victim as usize) {
-            let copy = self.hosts[host].disk.copy();
-            self.hosts[host].backup = Some(copy);
-        }
     }
 
     /// The end of a fault.

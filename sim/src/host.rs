@@ -96,8 +96,6 @@ pub(crate) enum Lie {
 pub(crate) struct Host {
     pub(crate) addr: CoreAddr,
     pub(crate) disk: SimDisk,
-    /// An earlier state of the disk.
-    pub(crate) backup: Option<SimDisk>,
     pub(crate) core: Option<Core>,
     pub(crate) storage: Option<Storage>,
     /// Counts processes; what an earlier one began is nobody's.
@@ -120,7 +118,6 @@ impl Host {
         Self {
             addr,
             disk: SimDisk::new(),
-            backup: None,
             core: None,
             storage: None,
             life: 0,

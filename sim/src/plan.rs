@@ -29,8 +29,6 @@ pub enum Profile {
     Disk,
     /// Damage at rest on one node, beside crashes.
     Rot,
-    /// A node loses its disk, or gets an old copy of it back.
-    Amnesia,
 }
 
 impl fmt::Display for Profile {
@@ -58,7 +56,9 @@ macro_rules! kinds {
 
             /// Whether runs of a profile may meet it.
             fn in_profile(self, profile: Profile) -> bool {
-                let profiles: &[Profile] = match self { $( Self::$kind => &[$( Profile::$profile, )*], )* };
+                let profiles: &[Profile] = match self {
+                    $( Self::$kind => &[$( Profile::$profile, )*], )*
+                };
                 profiles.contains(&profile)
             }
         }
@@ -67,9 +67,9 @@ macro_rules! kinds {
 
 kinds! {
     /// The process of a node is killed; what was handed to the disk may still arrive there.
-    Kill "kill" Mix Crash Disk Rot Amnesia,
+    Kill "kill" Mix Crash Disk Rot,
     /// A node loses power: unsynced writes are lost or torn, nobody is told that links are dead.
-    PowerLoss "power-loss" Mix Crash Disk Rot Amnesia,
+    PowerLoss "power-loss" Mix Crash Disk Rot,
     /// All nodes lose power at once.
     Blackout "blackout" Mix Crash,
     /// A node is killed again and again, soon after each start.
@@ -116,10 +116,6 @@ kinds! {
     Misdirect "misdirected-write" Rot,
     /// A part of one node's log silently keeps what it held before.
     StaleBlock "stale-block" Rot,
-    /// The disk of one node is replaced by an empty one.
-    Wipe "wipe" Amnesia,
-    /// The disk of one node is replaced by an old copy of it.
-    OldCopy "old-copy" Amnesia,
 }
 
 /// How messages travel.
@@ -235,7 +231,6 @@ impl Plan {
         }
         let wanted: &[Fault] = match profile {
             Profile::Rot => &[Fault::BitRot, Fault::Misdirect, Fault::StaleBlock],
-            Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
             _ => &[],
         };
         if !wanted.is_empty() && !faults.iter().any(|fault| wanted.contains(fault)) {

@@ -5,6 +5,7 @@
 //! group again within a bound. Then all is healed, all replicas must agree, and the history of
 //! all clients must be linearizable.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
@@ -108,7 +109,7 @@ pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write>>) -> Outcom
 }
 
 thread_local! {
-    static LAST_PANIC: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// Keeps panics of runs for their reports instead of printing them.

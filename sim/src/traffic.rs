@@ -141,7 +141,7 @@ impl World {
     fn host_named(&self, name: &str, port: u16) -> Option<usize> {
         let node = self.map.nodes().iter().position(|node| node.host == name)?;
         let info = &self.map.nodes()[node];
-        let core = port.checked_sub(info.core_port).unwrap_or(0);
+        let core = port.saturating_sub(info.core_port);
         self.hosts_of(node).nth(usize::from(core))
     }
 

@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, catch_unwind};
 use coracle_raft::{Body, Bug, GroupId, LogIndex, Message, NodeId, Term, plant};
 
 use super::checkpoint::{base, cluster, full_checkpoint, write_some};
-use super::{checkpoint, faults, nemesis, pipeline, routing, show};
+use super::{checkpoint, faults, nemesis, pipeline, show};
 use crate::command::decode;
 use crate::testing::{addr, map_of};
 use crate::{
@@ -79,6 +79,11 @@ fn other_tests_find_planted_bugs() {
         (Bug::SnapshotIndexTooLow, behind, "data differs"),
         (Bug::UncertainCalledRetryable, faults::acknowledged_writes_survive_the_leader, "TRYAGAIN"),
         (Bug::PipelinedReadUnordered, pipeline::what_follows_sees_what_is_before_it, ""),
+        (
+            Bug::PipelineScattered,
+            pipeline::what_follows_a_write_that_lost_its_leader_is_refused,
+            "",
+        ),
     ]);
 }
 
@@ -136,7 +141,7 @@ fn a_late_read_index_confirms_no_other_read() {
         let (via, read_mode, at) = (Via::Plain, ReadMode::AnyReplica, WallMillis(1));
         let command = decode(&[b"GET", b"k"], at).unwrap();
         let token = Token(token);
-        Input::Request(Request { token, via, read_mode, after_writes: false, at, command })
+        Input::Request(Request { token, via, read_mode, follows: false, at, command })
     };
     let mut effects = Effects::default();
     let mut give = |core: &mut Core, inputs: Vec<Input>| {
