@@ -207,7 +207,7 @@ impl Frozen {
         if self.items.len() == 0 {
             return (encode_end(shard, at.index, self.digest), true);
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(self.next_bytes(bytes_max));
         bytes.push(ITEMS);
         bytes.extend_from_slice(&shard.0.to_le_bytes());
         bytes.extend_from_slice(&at.index.get().to_le_bytes());
@@ -225,6 +225,18 @@ impl Frozen {
             }
         }
         (payload(bytes), false)
+    }
+
+    /// Length of the next payload with items.
+    fn next_bytes(&self, bytes_max: usize) -> usize {
+        let mut bytes = 11;
+        for (key, item) in self.items.as_slice() {
+            bytes += 24 + key.len() + item.value.bytes().len();
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        bytes
     }
 }
 

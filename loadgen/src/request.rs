@@ -39,7 +39,7 @@ pub(crate) struct Encoder {
     key: Vec<u8>,
     digits: std::ops::Range<usize>,
     /// What follows the stamp of a write, including the final line end.
-    filler: Arc<Box<[u8]>>,
+    filler: Arc<[u8]>,
     stamped: bool,
 }
 
@@ -91,7 +91,7 @@ impl Encoder {
             tail = write.bytes.split_off(value_at + if stamped { STAMP_BYTES } else { 0 });
             write.bytes.truncate(value_at);
         }
-        let filler = Arc::new(tail.into_boxed_slice());
+        let filler = Arc::from(tail);
         Self { read, write, key, digits, filler, stamped }
     }
 
@@ -180,7 +180,7 @@ impl Outgoing {
         self.bytes += template.bytes.len();
     }
 
-    fn append_filler(&mut self, filler: &Arc<Box<[u8]>>, pool: &mut Pool) {
+    fn append_filler(&mut self, filler: &Arc<[u8]>, pool: &mut Pool) {
         self.bytes += filler.len();
         if filler.len() < SHARE_BYTES_MIN {
             self.open.extend_from_slice(filler);

@@ -115,19 +115,20 @@ pub enum EntryKind {
 /// the system, and travels with them to every disk, so damage anywhere on the way is found.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload {
-    bytes: Arc<Box<[u8]>>,
+    bytes: Arc<[u8]>,
     checksum: u32,
 }
 
 impl Payload {
-    /// Wraps bytes whose CRC32C is `checksum`. Costs no copy when `bytes` has no spare capacity.
-    pub fn new(bytes: Vec<u8>, checksum: u32) -> Self {
-        Self { bytes: Arc::new(bytes.into_boxed_slice()), checksum }
+    /// Bytes whose CRC32C is `checksum`. Copies them next to their reference count: whoever
+    /// touches the one has the other in its cache, and there is one allocation to miss, not two.
+    pub fn new(bytes: impl Into<Arc<[u8]>>, checksum: u32) -> Self {
+        Self { bytes: bytes.into(), checksum }
     }
 
     /// No bytes; their CRC32C is 0.
     pub fn empty() -> Self {
-        Self::new(Vec::new(), 0)
+        Self::new([], 0)
     }
 
     /// The bytes.
@@ -136,7 +137,7 @@ impl Payload {
     }
 
     /// The shared allocation itself, for drivers that send or write it without a copy.
-    pub fn shared(&self) -> Arc<Box<[u8]>> {
+    pub fn shared(&self) -> Arc<[u8]> {
         Arc::clone(&self.bytes)
     }
 

@@ -120,7 +120,7 @@ fn load(addr: SocketAddr, depth: usize, span: Duration) -> Outcome<(u64, Duratio
         ring.receive(socket);
         streams.push(Stream { due: depth, ..Stream::default() });
     }
-    let request = Arc::new(vec![b'x'; REQUEST_BYTES].into_boxed_slice());
+    let request: Arc<[u8]> = vec![b'x'; REQUEST_BYTES].into();
     let mut events = Vec::new();
     let mut due: Vec<SocketId> = Vec::new();
     let mut answered = 0;

@@ -40,7 +40,7 @@ pub enum Chunk {
     /// A part of bytes that others share.
     Shared {
         /// The shared allocation.
-        bytes: Arc<Box<[u8]>>,
+        bytes: Arc<[u8]>,
         /// First byte sent.
         start: usize,
         /// First byte not sent; at least `start`, at most the length of `bytes`.

@@ -332,7 +332,7 @@ impl RecordHeader {
     /// The record as the rest of the system knows it; `None` for a reset.
     pub(crate) fn to_record(self, payload: &[u8]) -> Option<Record> {
         let group = self.group;
-        let owned = |payload: &[u8]| Payload::new(payload.to_vec(), self.payload_crc);
+        let owned = |payload: &[u8]| Payload::new(payload, self.payload_crc);
         Some(match self.kind {
             RecordKind::Entry { kind, position } => Record::Entry {
                 group,

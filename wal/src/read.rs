@@ -135,7 +135,7 @@ impl<D: Disk> Wal<D> {
                     if crc32c::crc32c(payload) != header.payload_crc {
                         return Err(damaged());
                     }
-                    let payload = Payload::new(payload.to_vec(), header.payload_crc);
+                    let payload = Payload::new(payload, header.payload_crc);
                     let entry = Entry { term: position.term, index, kind, payload };
                     *bytes += entry.size_bytes();
                     entries.push(entry);

@@ -10,6 +10,8 @@ use crate::{SlotId, WallMillis};
 
 /// Bytes before the first argument.
 pub(crate) const HEADER_BYTES: usize = 24;
+/// Longer commands are put together on the heap.
+const ON_STACK_BYTES_MAX: usize = 4096 + 256;
 
 /// Flags of [`Op::Set`].
 pub(crate) mod set {
@@ -150,27 +152,44 @@ impl Header {
         Self { op, flags: 0, slot, at, expires_at: 0 }
     }
 
-    /// Encodes a command: one allocation of the exact size, each argument copied once.
+    /// Encodes a command. It is put together on the stack if it is not too long, so that the one
+    /// allocation is that of the payload.
     pub(crate) fn encode(self, args: &[&[u8]]) -> Command {
         let size = HEADER_BYTES + args.iter().map(|arg| 4 + arg.len()).sum::<usize>();
-        let mut bytes = Vec::with_capacity(size);
-        bytes.push(self.op as u8);
-        bytes.push(self.flags);
-        bytes.extend_from_slice(&self.slot.get().to_le_bytes());
-        bytes.extend_from_slice(&narrow(args.len()).to_le_bytes());
-        bytes.extend_from_slice(&self.at.0.to_le_bytes());
-        bytes.extend_from_slice(&self.expires_at.to_le_bytes());
-        for arg in args {
-            bytes.extend_from_slice(&narrow(arg.len()).to_le_bytes());
-            bytes.extend_from_slice(arg);
-        }
-        assert_eq!(bytes.len(), size, "the size was computed from the same arguments");
-        let checksum = crc32c::crc32c(&bytes);
+        let (mut stack, mut heap);
+        let bytes = if size <= ON_STACK_BYTES_MAX {
+            stack = [0; ON_STACK_BYTES_MAX];
+            &mut stack[..size]
+        } else {
+            heap = vec![0; size];
+            &mut heap[..]
+        };
+        self.write(args, bytes);
+        let checksum = crc32c::crc32c(bytes);
         Command {
             slot: self.slot,
             access: self.op.access(),
-            payload: Payload::new(bytes, checksum),
+            payload: Payload::new(&*bytes, checksum),
         }
+    }
+
+    /// Fills `bytes`, which has exactly the right length.
+    fn write(self, args: &[&[u8]], mut bytes: &mut [u8]) {
+        let mut put = |part: &[u8]| {
+            let (place, rest) = std::mem::take(&mut bytes).split_at_mut(part.len());
+            place.copy_from_slice(part);
+            bytes = rest;
+        };
+        put(&[self.op as u8, self.flags]);
+        put(&self.slot.get().to_le_bytes());
+        put(&narrow(args.len()).to_le_bytes());
+        put(&self.at.0.to_le_bytes());
+        put(&self.expires_at.to_le_bytes());
+        for arg in args {
+            put(&narrow(arg.len()).to_le_bytes());
+            put(arg);
+        }
+        assert!(bytes.is_empty(), "{} bytes too many were made room for", bytes.len());
     }
 }
 

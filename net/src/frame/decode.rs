@@ -1,6 +1,7 @@
 //! Received bytes into messages.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use coracle_engine::PeerMessage;
 use coracle_raft::Payload;
@@ -26,9 +27,10 @@ pub enum Incoming {
 
 /// Decoder of one link: bytes in pieces of any size in, frames out.
 ///
-/// Payload bytes are copied once, from the received piece into the payload's own allocation,
-/// which grows as bytes arrive and never beyond the declared length. A frame is checked whole
-/// (checksums, then rkyv's checks, then its structure) before any of it is handed out.
+/// The bytes of a payload that lies in one received piece are copied once, into the payload; those
+/// of one cut in two are gathered first, in a buffer that grows as bytes arrive, whatever length
+/// was declared. A frame is checked whole (checksums, then rkyv's checks, then its structure)
+/// before any of it is handed out.
 #[derive(Debug)]
 pub struct Decoder {
     stage: Stage,
@@ -39,7 +41,9 @@ pub struct Decoder {
     /// The tables of the frame whose tail is arriving.
     wire: MessagesV1,
     /// Pieces of the tail that are complete.
-    blobs: Vec<Vec<u8>>,
+    blobs: Vec<Arc<[u8]>>,
+    /// What has arrived of the next one.
+    open: Vec<u8>,
 }
 
 /// Which part of a frame comes next.
@@ -47,7 +51,7 @@ pub struct Decoder {
 enum Stage {
     Fixed { bytes: [u8; FIXED_BYTES], filled: usize },
     Header(Fixed),
-    Tail { kind: TailKind, open: Vec<u8>, checksum: u32 },
+    Tail { kind: TailKind, checksum: u32 },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +60,8 @@ enum TailKind {
     Messages,
 }
 
-/// A payload's first allocation is at most this, however long it says it will be.
-const FIRST_ALLOCATION_BYTES_MAX: usize = 64 * 1024;
-/// A header buffer that grew beyond this is not kept.
-const HEADER_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// A buffer that grew beyond this is not kept.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 impl Decoder {
     /// A decoder at the beginning of a link.
@@ -71,6 +73,7 @@ impl Decoder {
             header: AlignedVec::new(),
             wire: MessagesV1::default(),
             blobs: Vec::new(),
+            open: Vec::new(),
         }
     }
 
@@ -123,24 +126,33 @@ impl Decoder {
                     return Ok(false);
                 }
                 self.stage = self.read_header(fixed)?;
-                if self.header.capacity() > HEADER_KEPT_BYTES_MAX {
+                if self.header.capacity() > KEPT_BYTES_MAX {
                     self.header = AlignedVec::new();
                 }
                 Ok(true)
             }
-            Stage::Tail { kind, open, checksum } => {
+            Stage::Tail { kind, checksum } => {
                 while let Some(&blob) = self.wire.blobs.get(self.blobs.len()) {
                     let len = blob.len_bytes as usize;
-                    let piece = take(input, len.saturating_sub(open.len()));
-                    grow(open, piece.len(), len);
-                    open.extend_from_slice(piece);
+                    let piece = take(input, len.saturating_sub(self.open.len()));
                     *checksum = crc32c::crc32c_append(*checksum, piece);
-                    if open.len() < len {
-                        return Ok(false);
+                    if piece.len() < len {
+                        self.open.extend_from_slice(piece);
+                        if self.open.len() < len {
+                            return Ok(false);
+                        }
                     }
                     expect_checksum("payload", *checksum, blob.checksum)?;
-                    self.blobs.push(std::mem::take(open));
                     *checksum = 0;
+                    if piece.len() == len {
+                        self.blobs.push(piece.into());
+                        continue;
+                    }
+                    self.blobs.push(self.open.as_slice().into());
+                    self.open.clear();
+                    if self.open.capacity() > KEPT_BYTES_MAX {
+                        self.open = Vec::new();
+                    }
                 }
                 let kind = *kind;
                 self.stage = Stage::START;
@@ -188,7 +200,7 @@ impl Decoder {
         };
         let total = self.wire.blobs.iter().map(|blob| u64::from(blob.len_bytes)).sum();
         expect_tail(total, fixed.tail_bytes)?;
-        Ok(Stage::Tail { kind, open: Vec::new(), checksum: 0 })
+        Ok(Stage::Tail { kind, checksum: 0 })
     }
 
     /// Makes a frame of the header's tables and the complete tail.
@@ -226,20 +238,6 @@ fn take<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
     piece
 }
 
-/// Makes room for `piece` more bytes of a payload of `len` bytes in all. The capacity ends at
-/// exactly `len`, so that a payload can be made of the vector without a copy.
-fn grow(open: &mut Vec<u8>, piece: usize, len: usize) {
-    if open.capacity() - open.len() >= piece {
-        return;
-    }
-    let wanted = if open.capacity() == 0 {
-        piece.max(FIRST_ALLOCATION_BYTES_MAX)
-    } else {
-        (open.len() + piece).max(2 * open.capacity())
-    };
-    open.reserve_exact(wanted.min(len) - open.len());
-}
-
 fn expect_tail(declared: u64, tail_bytes: usize) -> Result<(), FrameError> {
     if declared == tail_bytes as u64 {
         Ok(())
@@ -254,21 +252,36 @@ fn expect_checksum(what: &'static str, got: u32, expected: u32) -> Result<(), Fr
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use coracle_engine::command::{Access, Command};
+    use coracle_engine::{Forward, SlotId, WallMillis};
 
-    /// Buffers grow as bytes arrive, whatever length was declared.
+    use super::*;
+    use crate::frame::{FrameBuf, encode};
+
+    /// The buffer of a payload that arrives in pieces grows with them, whatever length was
+    /// declared, and is not kept when it was large.
     #[test]
-    fn payloads_grow_with_their_bytes_and_end_without_spare_capacity() {
-        for len in [1, 4096, FIRST_ALLOCATION_BYTES_MAX, 100_001, 8 * 1024 * 1024] {
-            let mut open = Vec::new();
-            while open.len() < len {
-                let piece = (len - open.len()).min(16 * 1024);
-                grow(&mut open, piece, len);
-                open.resize(open.len() + piece, 0);
-                let bound = (2 * open.len()).max(FIRST_ALLOCATION_BYTES_MAX);
-                assert!(open.capacity() <= bound, "{} for {}", open.capacity(), open.len());
+    fn payloads_grow_with_their_bytes() {
+        for len in [40_000, 100_001, 8 << 20] {
+            let bytes = vec![7; len];
+            let payload = Payload::new(bytes.as_slice(), crc32c::crc32c(&bytes));
+            let command = Command { slot: SlotId::of_key(b"key"), access: Access::Write, payload };
+            let at = WallMillis(1);
+            let message = PeerMessage::Forward(Forward { id: 1, after_writes: false, at, command });
+            let mut frame = FrameBuf::new();
+            encode(std::slice::from_ref(&message), &mut frame).expect("it is not too long");
+            let wire = frame.take_parts().map(|part| part.bytes().to_vec()).collect::<Vec<_>>();
+            let wire = wire.concat();
+            let mut decoder = Decoder::new();
+            let mut pushed = 0;
+            for piece in wire.chunks(16 * 1024) {
+                decoder.push(piece);
+                pushed += piece.len();
+                let capacity = decoder.open.capacity();
+                assert!(capacity <= 2 * pushed, "{capacity} for {pushed} of {len}");
             }
-            assert_eq!(open.capacity(), len);
+            assert_eq!(decoder.next(), Ok(Some(Incoming::Messages(vec![message]))));
+            assert!(decoder.open.capacity() <= KEPT_BYTES_MAX, "{len}");
         }
     }
 }

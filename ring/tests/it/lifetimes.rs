@@ -10,8 +10,8 @@ use coracle_ring::{AlignedBuf, Chunk, Event};
 use crate::common::{Loop, PATIENCE, connection, listening, owned, pattern};
 
 /// More than the kernel buffers for a peer that does not read.
-fn too_much() -> (Arc<Box<[u8]>>, Vec<Chunk>) {
-    let bytes = Arc::new(pattern(32 << 20).into_boxed_slice());
+fn too_much() -> (Arc<[u8]>, Vec<Chunk>) {
+    let bytes: Arc<[u8]> = pattern(32 << 20).into();
     let half = bytes.len() / 2;
     let chunks = vec![
         Chunk::Shared { bytes: Arc::clone(&bytes), start: 0, end: half },

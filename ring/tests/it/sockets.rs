@@ -140,7 +140,7 @@ fn many_chunks_arrive_intact() {
     let mut sender = Loop::new();
     let (socket, mut peer) = sender.accepted(1);
     let bytes = pattern(1 << 20);
-    let shared = Arc::new(bytes.clone().into_boxed_slice());
+    let shared: Arc<[u8]> = bytes.as_slice().into();
     let mut chunks = Vec::new();
     for piece in 0..3000 {
         let (start, end) = (piece * bytes.len() / 3000, (piece + 1) * bytes.len() / 3000);
