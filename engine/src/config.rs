@@ -32,7 +32,8 @@ pub struct CoreConfig {
     pub election_timeout_ticks: u32,
     /// See [`coracle_raft::Config`]. Default: 4.
     pub heartbeat_ticks: u32,
-    /// Applied entries kept in memory, over all groups of the core. Default: 128 MiB.
+    /// Applied entries kept in memory, over all groups of the core; followers that lag further
+    /// behind are served from disk. Default: 32 MiB.
     pub cache_bytes_max: usize,
     /// How reads are confirmed. Default: by a quorum.
     pub read: ReadPolicy,
@@ -90,7 +91,7 @@ impl CoreConfig {
             forward_timeout_ticks: 100,
             election_timeout_ticks: 20,
             heartbeat_ticks: 4,
-            cache_bytes_max: 128 << 20,
+            cache_bytes_max: 32 << 20,
             read: ReadPolicy::Quorum,
             leads_interval_ticks: 20,
             balance_after_ticks: 200,
