@@ -34,7 +34,7 @@ pub struct RingConfig {
     /// it up to a power of two. Not a limit of operations in flight.
     /// Default: 1024. Range: 8..=32768.
     pub entries: u32,
-    /// Receive buffers shared by all sockets. The kernel takes them in turn, so together they should
+    /// Receive buffers shared by all sockets. The kernel takes them in turn: together they should
     /// fit into a CPU's second-level cache. Default: 64. A power of two in 1..=32768.
     pub recv_buffer_count: u16,
     /// Size of each. Default: 32768. Range: 64..=1048576.
