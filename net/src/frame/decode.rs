@@ -267,7 +267,7 @@ mod tests {
             let payload = Payload::new(bytes.as_slice(), crc32c::crc32c(&bytes));
             let command = Command { slot: SlotId::of_key(b"key"), access: Access::Write, payload };
             let at = WallMillis(1);
-            let message = PeerMessage::Forward(Forward { id: 1, after_writes: false, at, command });
+            let message = PeerMessage::Forward(Forward { id: 1, at, command });
             let mut frame = FrameBuf::new();
             encode(std::slice::from_ref(&message), &mut frame).expect("it is not too long");
             let wire = frame.take_parts().map(|part| part.bytes().to_vec()).collect::<Vec<_>>();
