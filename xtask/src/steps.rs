@@ -16,6 +16,9 @@ use crate::{clients, environment, process};
 /// Longest that one cargo command may take: a cold build on two slow CPUs, and then some.
 const CARGO_LIMIT: Duration = Duration::from_secs(25 * 60);
 
+/// Longest that one run of the simulator may take.
+const SIM_LIMIT: Duration = Duration::from_secs(15 * 60);
+
 /// One line of the final table.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
@@ -30,8 +33,8 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", what: "lints, warnings denied", run: clippy },
     Step { name: "doc", what: "API documentation, warnings denied", run: doc },
     Step { name: "test", what: "unit, integration and documentation tests", run: test },
-    Step { name: "planted", what: "planted bugs are found", run: planted },
     Step { name: "build", what: "optimized binaries", run: build },
+    Step { name: "sim", what: "simulated clusters under faults, old seeds and new ones", run: sim },
     Step { name: "bench", what: "every bench once, without measuring", run: bench },
     Step { name: "clients", what: "Redis clients against three real nodes", run: clients::run },
     Step { name: "deny", what: "licences and advisories of dependencies", run: deny },
@@ -134,20 +137,40 @@ fn test(context: &Context) -> Result<Outcome> {
     context.cargo_tests(&["test", "--workspace", "--locked", "--no-fail-fast"])
 }
 
-fn planted(context: &Context) -> Result<Outcome> {
-    let mut args = vec!["test", "--locked", "--lib", "--test", "planted"];
-    for krate in ["coracle-raft", "coracle-engine", "coracle-wal"] {
-        args.extend(["--package", krate]);
-    }
-    let features = "coracle-raft/planted,coracle-engine/planted,coracle-wal/planted";
-    args.extend(["--features", features, "planted"]);
-    context.cargo_tests(&args)
-}
-
 fn build(context: &Context) -> Result<Outcome> {
     let mut args = vec!["build", "--release", "--locked"];
     args.extend(["--package", "coracle", "--package", "coracle-loadgen"]);
     context.cargo_check(&args)
+}
+
+/// Seeds that no run before this commit has tried.
+const FRESH_SEEDS: u64 = 2000;
+/// Seeds that are run twice in each profile, to see that nothing but the seed decides.
+const TWICE_SEEDS: u64 = 30;
+
+fn sim(context: &Context) -> Result<Outcome> {
+    let fresh = fresh_seed(context);
+    let seeds = format!("{fresh}..{}", fresh + FRESH_SEEDS);
+    let twice = format!("{fresh}..{}", fresh + TWICE_SEEDS);
+    context.cargo_check(&["build", "--release", "--package", "sim", "--locked"])?;
+    let runs: [&[&str]; 3] =
+        [&["regressions"], &["--seeds", &seeds], &["--seeds", &twice, "--doublecheck"]];
+    let mut outcome = Outcome::default();
+    for args in runs {
+        let mut command = context.command(context.binary("sim"));
+        process::run(command.args(args), SIM_LIMIT)?;
+        outcome.tally.passed += 1;
+    }
+    Ok(outcome)
+}
+
+/// The same for everyone who tests the same commit, so that a failure can be repeated.
+fn fresh_seed(context: &Context) -> u64 {
+    let head = context.command("git").args(["rev-parse", "HEAD"]).output();
+    let digits = head.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+    let seed = digits.and_then(|digits| u64::from_str_radix(digits.get(..10)?, 16).ok());
+    // Not a repository: any number does.
+    seed.unwrap_or_else(|| u64::from(std::process::id()))
 }
 
 fn bench(context: &Context) -> Result<Outcome> {
