@@ -108,7 +108,11 @@ impl Client {
         self.written += 1;
         let mut value = format!("{}.{};", self.id, self.written).into_bytes();
         let longest = plan.value_bytes_max as u64;
-        let len = if rng.chance(0.1) { rng.between(1, longest) } else { 0 };
+        let len = if rng.chance(if longest > 10_000 { 0.3 } else { 0.1 }) {
+            rng.between(1, longest)
+        } else {
+            0
+        };
         value.resize(value.len().max(len as usize), b'.');
         value
     }
@@ -166,11 +170,13 @@ impl Client {
             0 => vec![
                 step(&[b"SET", &key, &first], Reply::OK),
                 step(&[b"GET", &key], Reply::Bulk(first)),
+                step(&[b"DEL", &key], Reply::Integer(1)),
             ],
             1 => vec![
                 step(&[b"SET", &key, &first], Reply::OK),
                 step(&[b"APPEND", &key, &second], len),
                 step(&[b"GET", &key], Reply::Bulk(both)),
+                step(&[b"DEL", &key], Reply::Integer(1)),
             ],
             _ => vec![
                 step(&[b"INCR", &key], Reply::Integer(1)),

@@ -75,7 +75,8 @@ impl SimDisk {
         let bytes = self.mem.contents(&name)?;
         // Where something is written, or it would be damage that nobody can ever see.
         let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
-        let at = rng.below(used as u64) as usize;
+        let from = rng.below(used as u64) as usize;
+        let at = bytes[from..].iter().position(|&byte| byte != 0).map_or(from, |more| from + more);
         let len = *rng.pick(&[1usize, 1, 8, SECTOR_BYTES, 4096]);
         for offset in at..(at + len).min(used) {
             self.mem.flip(&name, offset, (rng.next() as u8).max(1));

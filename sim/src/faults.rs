@@ -26,6 +26,8 @@ pub(crate) enum Undo {
     ReadError(usize),
     SlowCore(usize),
     CrashAgain(usize),
+    /// A node whose disk was damaged starts again.
+    ReadAgain(usize),
 }
 
 impl World {
@@ -77,6 +79,11 @@ impl World {
             Fault::Pause => {
                 let until = self.now + self.rng.wait(SECOND);
                 self.nodes[node].paused_until = until;
+            }
+            Fault::Nap => {
+                let nap = self.rng.between(SECOND, 3 * SECOND);
+                self.nodes[node].paused_until = self.now + nap;
+                self.cut_until(&pairs(node, |other| other != node, nodes), nap + 2 * SECOND);
             }
             Fault::Isolate => self.cut_until(&pairs(node, |other| other != node, nodes), long),
             Fault::Split => {
@@ -279,6 +286,9 @@ impl World {
         let addr = state.addr;
         self.nodes[node].damaged = true;
         self.trace.node(self.now, addr, "Damage", what);
+        // Damage shows when the log is read.
+        let soon = self.now + self.rng.between(500 * MS, 3 * SECOND);
+        self.queue.push(soon, Event::Undo(Undo::ReadAgain(node)));
         true
     }
 
@@ -302,6 +312,15 @@ impl World {
             Undo::ReadError(node) => self.set_unreadable(node, false),
             Undo::SlowCore(node) => self.nodes[node].slowness = 1,
             Undo::CrashAgain(node) => self.crash_again(node),
+            Undo::ReadAgain(node) if self.faulty && !self.may_crash(node) => {
+                let again = Event::Undo(Undo::ReadAgain(node));
+                self.queue.push(self.now + 100 * MS, again);
+            }
+            Undo::ReadAgain(node) if self.faulty => {
+                self.crash(node, Crash::Process);
+                self.plan_restart(node);
+            }
+            Undo::ReadAgain(_) => {}
         }
         Ok(())
     }

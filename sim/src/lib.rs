@@ -13,6 +13,7 @@ pub mod history;
 mod host;
 pub mod invariants;
 mod lifecycle;
+mod lonely;
 mod network;
 pub mod plan;
 mod queue;

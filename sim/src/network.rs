@@ -164,6 +164,11 @@ impl Network {
         (broken, late)
     }
 
+    /// Whether messages pass between two nodes, both ways.
+    pub(crate) fn is_joined(&self, a: usize, b: usize) -> bool {
+        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
+    }
+
     /// All directions that are cut.
     pub(crate) fn cuts(&self) -> Vec<(usize, usize)> {
         self.cut.iter().copied().collect()
@@ -176,8 +181,7 @@ impl Network {
     /// Whether a connection can be made now.
     fn reachable(&self, link: usize) -> bool {
         let (from, to) = self.ends(link);
-        let (from, to) = (from / self.cores, to / self.cores);
-        !self.cut.contains(&(from, to)) && !self.cut.contains(&(to, from))
+        self.is_joined(from / self.cores, to / self.cores)
     }
 
     /// Dials if needed; whether messages can be handed to the link.
@@ -293,7 +297,8 @@ impl Network {
         }
         let mut arrivals = Vec::with_capacity(1);
         if !spared && self.rng.chance(self.plan.duplicates) {
-            let later = way + self.rng.between(0, 300 * MS);
+            let longest = if self.rng.chance(0.1) { 3000 * MS } else { 300 * MS };
+            let later = way + self.rng.between(0, longest);
             arrivals.push((now + later, frame.copy()));
         }
         arrivals.push((now + way, frame));

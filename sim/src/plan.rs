@@ -76,6 +76,9 @@ kinds! {
     CrashLoop "crash-loop" Mix Crash,
     /// A node's threads stand still, its disk and network do not.
     Pause "pause" Mix Crash Network,
+    /// A node is cut off and stands still, and wakes up still cut off: it has missed everything
+    /// and does not know it.
+    Nap "nap" Mix Crash Network,
     /// A node is cut off from all others.
     Isolate "isolate" Mix Network,
     /// The cluster falls into two parts.
@@ -251,14 +254,15 @@ impl Plan {
         };
         let load = LoadPlan {
             clients: rng.between(4, 12) as u32,
-            think: rng.between(10, 80) * MS,
+            think: *rng.pick(&[2, 10, 30, 80]) * MS,
             timeout: rng.between(2, 8) * SECOND,
             keys: rng.between(3, 24),
             value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
         };
         // The largest pieces of snapshots must fit into a segment.
         let segments: &[u64] = match load.value_bytes_max {
-            0..1000 => &[128 << 10, 256 << 10, 1 << 20],
+            0..100 => &[64 << 10, 128 << 10, 1 << 20],
+            100..1000 => &[128 << 10, 256 << 10, 1 << 20],
             1000..10_000 => &[512 << 10, 1 << 20],
             _ => &[2 << 20],
         };

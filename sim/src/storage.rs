@@ -22,6 +22,13 @@ pub(crate) struct Storage {
     loads: BTreeMap<Job, (Load, Vec<ReadOp>)>,
     task: Option<SegmentTask>,
     next_load: Job,
+    /// Where each batch ends, in bytes handed to the log, and how many of those each write takes
+    /// along: counted here, so that nobody believes the log what it says is durable.
+    ends: VecDeque<(BatchSeq, usize)>,
+    taken: usize,
+    covers: BTreeMap<Job, usize>,
+    /// The newest batch that is on the medium for certain.
+    on_medium: BatchSeq,
     /// Batches whose records are not durable yet.
     open: VecDeque<(BatchSeq, Vec<Record>)>,
     owed_bytes: usize,
@@ -55,6 +62,10 @@ impl Storage {
             loads: BTreeMap::new(),
             task: None,
             next_load: 0,
+            ends: VecDeque::new(),
+            taken: 0,
+            covers: BTreeMap::new(),
+            on_medium: BatchSeq::default(),
             open: VecDeque::new(),
             owed_bytes: 0,
             idle: true,
@@ -89,6 +100,7 @@ impl Storage {
         let before = self.wal.pending_bytes();
         self.wal.append(batch, records);
         self.owed_bytes += self.wal.pending_bytes().saturating_sub(before);
+        self.ends.push_back((batch, self.taken + self.wal.pending_bytes()));
         self.open.push_back((batch, records.to_vec()));
     }
 
@@ -111,11 +123,14 @@ impl Storage {
 
     /// The next write that may start; it completes by [`Storage::write_done`].
     pub(crate) fn start_write(&mut self) -> Option<Job> {
+        let pending = self.wal.pending_bytes();
         let op = self.wal.next_write()?;
+        self.taken += pending - self.wal.pending_bytes();
         let job = op.id;
         if self.lied == Lied::Yes && self.writes.is_empty() {
             self.lied = Lied::Covering(job);
         }
+        self.covers.insert(job, self.taken);
         self.writes.insert(job, op);
         Some(job)
     }
@@ -143,7 +158,19 @@ impl Storage {
         if self.lied == Lied::Covering(job) {
             self.lied = Lied::No;
         }
+        let oldest = self.writes.keys().next().copied().unwrap_or(Job::MAX);
+        while let Some(first) = self.covers.first_entry().filter(|first| *first.key() < oldest) {
+            let covered = first.remove();
+            while let Some((batch, _)) = self.ends.pop_front_if(|(_, end)| *end <= covered) {
+                self.on_medium = batch;
+            }
+        }
         let Some(batch) = self.wal.written(op.id, result, op.buffer)? else { return Ok(None) };
+        assert!(
+            batch <= self.on_medium,
+            "batch {batch:?} is called durable, only {:?} is on the medium",
+            self.on_medium
+        );
         let mut records = Vec::new();
         while self.open.front().is_some_and(|(number, _)| *number <= batch) {
             records.extend(self.open.pop_front().map(|(_, records)| records).unwrap_or_default());

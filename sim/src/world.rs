@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::history::Op;
 use crate::host::{Arrival, Host, Node, Seen};
 use crate::invariants::Invariants;
+use crate::lonely::Lonely;
 use crate::network::{Arrived, Frame, Network};
 use crate::plan::{MS, Plan, SECOND};
 use crate::queue::{Micros, Queue};
@@ -72,6 +73,7 @@ pub(crate) enum Event {
     Fault,
     Undo(crate::faults::Undo),
     DeepCheck,
+    LonelyCheck,
 }
 
 /// The simulated cluster and everything around it.
@@ -92,6 +94,7 @@ pub(crate) struct World {
     /// Clients connect only here, and begin something new only while this is set.
     pub(crate) open_hosts: Vec<usize>,
     pub(crate) clients_run: bool,
+    pub(crate) lonely: Lonely,
     /// Whether new faults happen.
     pub(crate) faulty: bool,
     /// Whether the command of the client that probes was done.
@@ -142,6 +145,7 @@ impl World {
             rng,
             clients_run: true,
             faulty: true,
+            lonely: Lonely::new(),
             probed: false,
             ns: 0,
             plan,
@@ -157,6 +161,7 @@ impl World {
             world.queue.push(first, Event::Fault);
         }
         world.queue.push(SECOND, Event::DeepCheck);
+        world.queue.push(SECOND, Event::LonelyCheck);
         Ok(world)
     }
 
@@ -192,6 +197,7 @@ impl World {
             Event::Start { .. } => {}
             Event::Fault => self.fault()?,
             Event::Undo(undo) => self.undo(undo)?,
+            Event::LonelyCheck => self.check_lonely_leaders()?,
             Event::DeepCheck => {
                 self.deep_check()?;
                 self.queue.push(self.now + SECOND, Event::DeepCheck);
