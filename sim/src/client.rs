@@ -7,6 +7,7 @@ use coracle_net::resp::Protocol;
 
 use crate::history::{Bytes, Op, OpKind, Outcome, Reply as Answer};
 use crate::plan::LoadPlan;
+use crate::queue::Micros;
 use crate::rng::Rng;
 
 /// What a client wants to know of an answer.
@@ -94,12 +95,13 @@ impl Client {
     }
 
     /// What it does next: one command, or a pipeline on one key.
-    pub(crate) fn next(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Vec<Call> {
+    pub(crate) fn next(&mut self, plan: &LoadPlan, now: Micros, rng: &mut Rng) -> Vec<Call> {
         self.serial += 1;
+        let tag = plan.tag(now);
         match rng.below(10) {
-            0 => self.pipeline(plan, rng),
-            1 => vec![self.expiring(rng)],
-            _ => vec![self.shared(plan, rng)],
+            0 => self.pipeline(plan, &tag, rng),
+            1 => vec![self.expiring(&tag, rng)],
+            _ => vec![self.shared(plan, &tag, rng)],
         }
     }
 
@@ -117,17 +119,17 @@ impl Client {
         value
     }
 
-    fn shared(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Call {
+    fn shared(&mut self, plan: &LoadPlan, tag: &str, rng: &mut Rng) -> Call {
         let number = rng.below(plan.keys);
         if rng.chance(0.25) {
-            let key = format!("n{number}").into_bytes();
+            let key = format!("{tag}n{number}").into_bytes();
             return match rng.below(10) {
                 0..4 => op(&key, OpKind::Get),
                 4..9 => op(&key, OpKind::Incr(rng.between(1, 3) as i64)),
                 _ => op(&key, OpKind::Del),
             };
         }
-        let key = format!("k{number}").into_bytes();
+        let key = format!("{tag}k{number}").into_bytes();
         let kind = match rng.below(20) {
             0..9 => OpKind::Get,
             9..14 => OpKind::Set(self.value(plan, rng).into()),
@@ -141,8 +143,8 @@ impl Client {
     }
 
     /// Keys that expire: their fate depends on clocks, but all replicas must agree on it.
-    fn expiring(&mut self, rng: &mut Rng) -> Call {
-        let key = format!("x{}", rng.below(20)).into_bytes();
+    fn expiring(&mut self, tag: &str, rng: &mut Rng) -> Call {
+        let key = format!("{tag}x{}", rng.below(20)).into_bytes();
         let ms = rng.between(50, 20_000).to_string().into_bytes();
         let args = match rng.below(4) {
             0 | 1 => vec![b"SET".to_vec(), key.clone(), b"v".to_vec(), b"PX".to_vec(), ms],
@@ -154,10 +156,10 @@ impl Client {
     }
 
     /// Commands on a key of its own, sent at once: each must see those before it.
-    fn pipeline(&mut self, plan: &LoadPlan, rng: &mut Rng) -> Vec<Call> {
+    fn pipeline(&mut self, plan: &LoadPlan, tag: &str, rng: &mut Rng) -> Vec<Call> {
         let first = self.value(plan, rng);
         let second = self.value(plan, rng);
-        let key = format!("p{}.{}", self.id, self.written).into_bytes();
+        let key = format!("{tag}p{}.{}", self.id, self.written).into_bytes();
         let both: Vec<u8> = [first.clone(), second.clone()].concat();
         let len = Reply::Integer(both.len() as i64);
         let step = |args: &[&[u8]], answer: Reply| Call {

@@ -26,6 +26,7 @@ pub(crate) enum Undo {
     ReadError(usize),
     SlowCore(usize),
     CrashAgain(usize),
+    Churn(u32),
     /// A node whose disk was damaged starts again.
     ReadAgain(usize),
 }
@@ -168,6 +169,10 @@ impl World {
                 self.nodes[node].clock_ms += jump;
             }
             Fault::Transfer => return self.transfer(),
+            Fault::Churn => {
+                let left = self.rng.between(5, 30) as u32;
+                self.churn(left);
+            }
             Fault::BitRot | Fault::Misdirect | Fault::StaleBlock => return self.damage(fault),
         }
         true
@@ -261,6 +266,16 @@ impl World {
         began
     }
 
+    /// Asks some leader to hand over, and again soon.
+    fn churn(&mut self, left: u32) {
+        if left == 0 || !self.faulty {
+            return;
+        }
+        self.transfer();
+        let soon = self.rng.wait(100 * MS);
+        self.queue.push(self.now + soon, Event::Undo(Undo::Churn(left - 1)));
+    }
+
     /// Damages something that the victim holds.
     fn damage(&mut self, fault: Fault) -> bool {
         let node = self.plan.victim as usize;
@@ -312,6 +327,7 @@ impl World {
             Undo::ReadError(node) => self.set_unreadable(node, false),
             Undo::SlowCore(node) => self.nodes[node].slowness = 1,
             Undo::CrashAgain(node) => self.crash_again(node),
+            Undo::Churn(left) => self.churn(left),
             Undo::ReadAgain(node) if self.faulty && !self.may_crash(node) => {
                 let again = Event::Undo(Undo::ReadAgain(node));
                 self.queue.push(self.now + 100 * MS, again);

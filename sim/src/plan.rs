@@ -113,6 +113,8 @@ kinds! {
     ClockJump "clock-jump" Mix Crash,
     /// A leader is asked to hand over.
     Transfer "transfer" Mix Crash Network,
+    /// Leaderships change hands again and again.
+    Churn "churn" Mix Crash Network Disk,
     /// Bits of one node's log are changed at rest.
     BitRot "bit-rot" Rot,
     /// A write of one node lands in the wrong place of its segment.
@@ -149,7 +151,9 @@ pub struct DiskPlan {
     pub segment_bytes: u64,
     /// Live segments from which checkpoints are written.
     pub checkpoint_segments: usize,
-    /// Bytes of checkpoint written at once.
+    /// Bytes appended between two parts of a checkpoint.
+    pub checkpoint_every: usize,
+    /// Bytes of such a part; at least one piece is written.
     pub checkpoint_step: usize,
 }
 
@@ -162,8 +166,11 @@ pub struct LoadPlan {
     pub think: Micros,
     /// When a client gives up on an answer.
     pub timeout: Micros,
-    /// Keys that all clients share.
+    /// Keys that all clients share, with each tag.
     pub keys: u64,
+    /// Hash tags of the keys. With more than one, all clients use the same tag for a while, so
+    /// that all but one shard are idle; with one, it is empty and keys are spread evenly.
+    pub tags: u64,
     /// Length of the longest value.
     pub value_bytes_max: usize,
 }
@@ -203,6 +210,21 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Clients.
     pub load: LoadPlan,
+}
+
+impl LoadPlan {
+    /// How long one tag is in use.
+    const TAG_TIME: Micros = 4 * SECOND;
+
+    /// What keys begin with at a time.
+    pub fn tag(&self, now: Micros) -> String {
+        self.tag_of(now / Self::TAG_TIME % self.tags)
+    }
+
+    /// What keys begin with while this tag is in use.
+    pub fn tag_of(&self, number: u64) -> String {
+        if self.tags == 1 { String::new() } else { format!("{{{number}}}") }
+    }
 }
 
 impl Plan {
@@ -257,6 +279,7 @@ impl Plan {
             think: *rng.pick(&[2, 10, 30, 80]) * MS,
             timeout: rng.between(2, 8) * SECOND,
             keys: rng.between(3, 24),
+            tags: *rng.pick(&[1, 1, 3]),
             value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
         };
         // The largest pieces of snapshots must fit into a segment.
@@ -269,8 +292,9 @@ impl Plan {
         let disk = DiskPlan {
             latency: (rng.between(50, 200), rng.between(300, 4000)),
             segment_bytes: *rng.pick(segments),
-            checkpoint_segments: *rng.pick(&[2, 3, 6, 40]),
-            checkpoint_step: *rng.pick(&[512, 4096, 32 << 10]),
+            checkpoint_segments: *rng.pick(&[1, 2, 6, 40]),
+            checkpoint_every: *rng.pick(&[4 << 10, 32 << 10, 128 << 10, 512 << 10]),
+            checkpoint_step: *rng.pick(&[1, 4096, 32 << 10]),
         };
         let groups = rng.between(1, 4) as u32;
         Self {

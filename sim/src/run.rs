@@ -336,9 +336,11 @@ fn is_settled(world: &World) -> bool {
 /// One last look at every key: an acknowledged write that is gone shows here.
 fn read_everything(world: &mut World) -> Step {
     let prober = world.clients.len() - 1;
-    for number in 0..world.plan.load.keys {
+    let (keys, tags) = (world.plan.load.keys, world.plan.load.tags);
+    for number in 0..keys * tags {
         for family in ["k", "n"] {
-            let key = format!("{family}{number}");
+            let tag = world.plan.load.tag_of(number / keys);
+            let key = format!("{tag}{family}{}", number % keys);
             let mut tries = 0;
             while !ask(world, prober, op(key.as_bytes(), OpKind::Get))? {
                 tries += 1;

@@ -113,8 +113,7 @@ impl Storage {
     /// Bytes of checkpoint to write now; 0 if none are due.
     pub(crate) fn take_checkpoint_budget(&mut self, plan: &DiskPlan) -> usize {
         let due = self.wal.live_segments().count() > plan.checkpoint_segments;
-        // A step writes at least one piece, whatever its budget.
-        if !due || self.owed_bytes < 8 * plan.checkpoint_step {
+        if !due || self.owed_bytes < plan.checkpoint_every {
             return 0;
         }
         self.owed_bytes = 0;

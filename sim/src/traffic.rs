@@ -37,7 +37,7 @@ impl World {
             self.client_later(client);
             return;
         }
-        let calls = self.clients[client].next(&self.plan.load, &mut self.rng);
+        let calls = self.clients[client].next(&self.plan.load, self.now, &mut self.rng);
         self.client_send(client, calls);
     }
 
