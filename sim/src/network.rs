@@ -314,24 +314,29 @@ impl Network {
         let mut own = Decoder::new();
         let decoder = if frame.datagram { &mut own } else { &mut link.decoder };
         decoder.push(&frame.bytes);
-        match (decoder.next(), frame.damaged) {
-            (Ok(Some(Incoming::Messages(messages))), damaged) if link.greeted || frame.datagram => {
-                match damaged {
-                    Some(sent) if sent != messages => {
-                        Arrived::Forged(format!("sent {sent:?}, received {messages:?}"))
-                    }
-                    _ => Arrived::Messages(link.from, messages),
+        // Large messages make several frames on the wire.
+        let mut received = Vec::new();
+        let ended = loop {
+            match decoder.next() {
+                Ok(Some(Incoming::Messages(messages))) if link.greeted || frame.datagram => {
+                    received.extend(messages);
                 }
+                Ok(Some(Incoming::Hello(hello))) if !link.greeted && received.is_empty() => {
+                    let fits = (hello.cluster_id, hello.from, hello.to)
+                        == (CLUSTER_ID, link.from, link.to);
+                    link.greeted = fits;
+                    return if fits { Arrived::Nothing } else { Arrived::Refused };
+                }
+                other => break other,
             }
-            (Ok(Some(Incoming::Hello(hello))), None) if !link.greeted => {
-                let fits =
-                    (hello.cluster_id, hello.from, hello.to) == (CLUSTER_ID, link.from, link.to);
-                link.greeted = fits;
-                if fits { Arrived::Nothing } else { Arrived::Refused }
-            }
-            (Ok(None) | Err(_), Some(_)) => Arrived::Refused,
+        };
+        match (ended, frame.damaged) {
+            (Ok(None), None) if !received.is_empty() => Arrived::Messages(link.from, received),
+            (Ok(None), Some(sent)) if sent == received => Arrived::Messages(link.from, received),
+            // What came whole before the damage may be used or not.
+            (_, Some(sent)) if sent.starts_with(&received) => Arrived::Refused,
+            (_, Some(sent)) => Arrived::Forged(format!("sent {sent:?}, received {received:?}")),
             (got, None) => Arrived::Forged(format!("an intact frame decodes to {got:?}")),
-            (Ok(Some(_)), Some(_)) => Arrived::Refused,
         }
     }
 
