@@ -18,6 +18,7 @@ use crate::plan::{MS, Plan, SECOND};
 use crate::queue::{Micros, Queue};
 use crate::report::{Counters, Failure};
 use crate::rng::Rng;
+use crate::run::Activity;
 use crate::storage::{Job, Storage};
 use crate::trace::{Trace, role_event};
 
@@ -95,6 +96,7 @@ pub(crate) struct World {
     pub(crate) open_hosts: Vec<usize>,
     pub(crate) clients_run: bool,
     pub(crate) lonely: Lonely,
+    pub(crate) phases: Vec<Activity>,
     /// Whether new faults happen.
     pub(crate) faulty: bool,
     /// Whether the command of the client that probes was done.
@@ -146,6 +148,7 @@ impl World {
             clients_run: true,
             faulty: true,
             lonely: Lonely::new(),
+            phases: Vec::new(),
             probed: false,
             ns: 0,
             plan,

@@ -33,6 +33,12 @@ pub(crate) fn replay(seed: u64, options: &Options, files: &Files<'_>, twice: boo
     }
     println!("seed {seed}, profile {}: {}", options.profile, outcome.plan);
     println!("{}", sweep::table(&outcome.counters));
+    for (phase, seen) in ["with faults", "a quorum in peace"].iter().zip(&outcome.phases) {
+        println!(
+            "{phase}: {} commits, {} writes, {} reads, {} elections, {} starts",
+            seen.commits, seen.writes, seen.reads, seen.elections, seen.starts
+        );
+    }
     let simulated = outcome.simulated as f64 / SECOND as f64;
     println!(
         "{simulated:.1} s simulated in {:.3} s: {:.0} times real time; trace {:016x}",
