@@ -1,4 +1,5 @@
-//! Bytes on the wire, as pure codecs: the Redis protocol ([`resp`]) and peer frames ([`frame`]).
+//! Bytes on the wire, as pure codecs: the Redis protocol ([`resp`]) and peer frames ([`frame`]);
+//! and which peers must not be listened to ([`peers`]).
 //!
 //! In: bytes in pieces of any size, values to send. Out: values, bytes to send.
 //! No input panics, and no declared length allocates memory ahead of the bytes it announces.
@@ -15,4 +16,5 @@
 )]
 
 pub mod frame;
+pub mod peers;
 pub mod resp;

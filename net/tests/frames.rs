@@ -4,8 +4,10 @@ use coracle_engine::command::{Access, Command};
 use coracle_engine::{CoreAddr, CoreId, Forward, PeerMessage, Reply, SlotId, WallMillis};
 use coracle_net::frame::{
     Decoder, FRAME_BYTES_MAX, FrameBuf, FrameError, HEADER_BYTES_MAX, Hello, Incoming, Part,
-    REFUSAL_BYTES_MAX, SHARED_BYTES_MIN, TooLong, VERSION, encode, encode_hello, encode_refusal,
+    REFUSAL_BYTES_MAX, Refusal, RefusalKind, SHARED_BYTES_MIN, TooLong, VERSION, encode,
+    encode_hello, encode_refusal,
 };
+use coracle_net::peers::Lineage;
 use coracle_raft::{
     AppendOutcome, Body, Entry, EntryKind, GroupId, LogIndex, LogPosition, Message, NodeId,
     Payload, Term,
@@ -129,7 +131,7 @@ fn hello() -> Hello {
         cluster_id: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff,
         from: CoreAddr { node: NodeId::new(1), core: CoreId(2) },
         to: CoreAddr { node: NodeId::new(3), core: CoreId(4) },
-        incarnation: 5,
+        lineage: Lineage::from_parts(0x0a0b_0c0d, 5, vec![0x1111, 0x2222]).expect("plausible"),
     }
 }
 
@@ -210,11 +212,14 @@ fn checksums_of_payloads_are_taken_from_their_creator() {
 fn the_handshake_arrives() {
     let mut frame = FrameBuf::new();
     encode_hello(&hello(), &mut frame);
-    encode_refusal("wrong cluster: mine is é", &mut frame);
+    encode_refusal(RefusalKind::Amnesia, "wrong cluster: mine is é", &mut frame);
     encode(&one_of_each(), &mut frame).expect("short");
     let want = [
         Incoming::Hello(hello()),
-        Incoming::Refusal("wrong cluster: mine is é".to_owned()),
+        Incoming::Refusal(Refusal {
+            kind: RefusalKind::Amnesia,
+            text: "wrong cluster: mine is é".to_owned(),
+        }),
         Incoming::Messages(one_of_each()),
     ];
     let bytes = bytes_of(&frame);
@@ -225,8 +230,9 @@ fn the_handshake_arrives() {
 #[test]
 fn long_refusals_are_cut_between_characters() {
     let mut frame = FrameBuf::new();
-    encode_refusal(&format!("x{}", "é".repeat(REFUSAL_BYTES_MAX)), &mut frame);
-    let want = format!("x{}", "é".repeat((REFUSAL_BYTES_MAX - 1) / 2));
+    encode_refusal(RefusalKind::Other, &format!("x{}", "é".repeat(REFUSAL_BYTES_MAX)), &mut frame);
+    let text = format!("x{}", "é".repeat((REFUSAL_BYTES_MAX - 1) / 2));
+    let want = Refusal { kind: RefusalKind::Other, text };
     assert_eq!(decode([bytes_of(&frame).as_slice()]).0, [Incoming::Refusal(want)]);
 }
 
@@ -236,7 +242,7 @@ fn long_refusals_are_cut_between_characters() {
 fn version_1_has_golden_bytes() {
     let mut frame = FrameBuf::new();
     encode_hello(&hello(), &mut frame);
-    encode_refusal("no", &mut frame);
+    encode_refusal(RefusalKind::Amnesia, "no", &mut frame);
     encode(&one_of_each(), &mut frame).expect("short");
     let text: String = bytes_of(&frame)
         .chunks(16)

@@ -1,7 +1,7 @@
 //! Planted bugs: faults of the code itself, to see whether the tests would find them.
 //!
 //! Each is one short condition at the place where the rule is kept that it breaks, in this crate,
-//! `engine` or `wal`. They exist only with the feature `planted`; without it [`planted`] is
+//! `engine`, `wal` or `net`. They exist only with the feature `planted`; without it [`planted`] is
 //! `false` for the compiler and nothing of them is left in the product.
 //!
 //! All of them can be reached by a cluster of three or five nodes under crashes, power losses,
@@ -170,6 +170,11 @@ bugs! {
          (Alagappan et al., FAST 2018).";
     DamageNotReported "damage-not-reported"
         "A group that lost records to damage takes part as if it were whole (etcd#14102).";
+
+    // The other nodes.
+    AmnesiacAdmitted "amnesiac-admitted"
+        "A node whose disk is another one is let in again, though it may have forgotten votes and \
+         entries (Raft paper fig. 2, persistent state).";
 }
 
 #[cfg(feature = "planted")]

@@ -9,10 +9,10 @@ use rkyv::rancor::Failure;
 use rkyv::util::AlignedVec;
 
 use super::fixed::{FIXED_BYTES, Fixed, Kind, check_len, check_magic, read_fixed};
-use super::hello::read_hello;
+use super::hello::{read_hello, read_refusal_kind};
 use super::messages::read_messages;
 use super::wire::{ArchivedHelloV1, ArchivedMessagesV1, ArchivedRefusalV1, BlobV1, MessagesV1};
-use super::{FrameError, Hello, REFUSAL_BYTES_MAX};
+use super::{FrameError, Hello, REFUSAL_BYTES_MAX, Refusal, RefusalKind};
 
 /// A received frame.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub enum Incoming {
     /// The other side says who it is.
     Hello(Hello),
     /// The other side does not want to talk, and says why.
-    Refusal(String),
+    Refusal(Refusal),
     /// Messages in the order they were sent.
     Messages(Vec<PeerMessage>),
 }
@@ -56,7 +56,7 @@ enum Stage {
 
 #[derive(Clone, Copy, Debug)]
 enum TailKind {
-    Refusal,
+    Refusal(RefusalKind),
     Messages,
 }
 
@@ -190,7 +190,7 @@ impl Decoder {
                 check_len("refusal", text.len_bytes as usize, REFUSAL_BYTES_MAX)?;
                 self.wire.clear();
                 self.wire.blobs.push(text);
-                TailKind::Refusal
+                TailKind::Refusal(read_refusal_kind(wire.kind.to_native()))
             }
             Kind::Messages => {
                 let wire = rkyv::access::<ArchivedMessagesV1, _>(header).map_err(invalid)?;
@@ -207,9 +207,10 @@ impl Decoder {
     fn read_tail(&mut self, kind: TailKind) -> Result<Incoming, FrameError> {
         let mut blobs = self.blobs.drain(..);
         match kind {
-            TailKind::Refusal => {
+            TailKind::Refusal(kind) => {
                 let text = blobs.next().unwrap_or_default();
-                Ok(Incoming::Refusal(String::from_utf8_lossy(&text).into_owned()))
+                let text = String::from_utf8_lossy(&text).into_owned();
+                Ok(Incoming::Refusal(Refusal { kind, text }))
             }
             TailKind::Messages => {
                 let payloads = blobs

@@ -33,7 +33,7 @@ pub use buf::{FrameBuf, Part};
 pub use decode::{Decoder, Incoming};
 pub use encode::encode;
 pub use error::{FrameError, TooLong};
-pub use hello::{Hello, encode_hello, encode_refusal};
+pub use hello::{Hello, Refusal, RefusalKind, encode_hello, encode_refusal};
 
 /// The format version that this build writes, and the newest it reads.
 pub const VERSION: u16 = 1;

@@ -7,11 +7,14 @@ use rkyv::{Archive, Serialize};
 
 /// Header of a `hello` frame.
 #[derive(Archive, Serialize, Clone, Debug, Default)]
-#[repr(C)]
 pub(crate) struct HelloV1 {
     /// Cluster id, lower and upper half.
     pub(crate) cluster_id: [u64; 2],
-    pub(crate) incarnation: u64,
+    pub(crate) disk: u64,
+    /// Starts of the sender on that disk.
+    pub(crate) starts: u64,
+    /// Random numbers of the last of them, the newest last.
+    pub(crate) nonces: Vec<u64>,
     pub(crate) from_node: u32,
     pub(crate) from_core: u32,
     pub(crate) to_node: u32,
@@ -25,7 +28,15 @@ pub(crate) struct HelloV1 {
 #[derive(Archive, Serialize, Clone, Debug, Default)]
 #[repr(C)]
 pub(crate) struct RefusalV1 {
+    /// See [`refusal_kind`].
+    pub(crate) kind: u32,
     pub(crate) text: BlobV1,
+}
+
+/// Values of [`RefusalV1::kind`].
+pub(crate) mod refusal_kind {
+    pub(crate) const OTHER: u32 = 0;
+    pub(crate) const AMNESIA: u32 = 1;
 }
 
 /// Header of a `messages` frame. `runs` gives the order; each other table is used up in order.
@@ -171,7 +182,7 @@ macro_rules! assert_size {
 }
 
 assert_size! {
-    ArchivedHelloV1 = 48, ArchivedRefusalV1 = 8, ArchivedMessagesV1 = 56, ArchivedRunV1 = 8,
+    ArchivedHelloV1 = 64, ArchivedRefusalV1 = 12, ArchivedMessagesV1 = 56, ArchivedRunV1 = 8,
     ArchivedRaftV1 = 64, ArchivedEntryV1 = 24, ArchivedForwardV1 = 24, ArchivedLedV1 = 16,
     ArchivedBlobV1 = 8,
 }
