@@ -1,16 +1,20 @@
 //! The data directory: whose it is, and that only one process uses it.
 //!
 //! `LOCK` is locked by the running process and names it; `identity.json` says which node of
-//! which cluster wrote here and with which fixed counts; `incarnation` counts starts;
-//! `core-0`, `core-1`, … hold the logs.
+//! which cluster wrote here and with which fixed counts; `starts.json` and `peers-0.json`, … are
+//! described in `memory`; `core-0`, `core-1`, … hold the logs.
+
+mod memory;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::memory::{PeersFile, Starts};
 use crate::config::Config;
 use crate::fatal::{Exit, Fatal};
 
@@ -18,13 +22,12 @@ use crate::fatal::{Exit, Fatal};
 const FORMAT: u32 = 1;
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "identity.json";
-const INCARNATION: &str = "incarnation";
 
 /// A directory in use by this process. Dropping it lets another process in.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
-    incarnation: u64,
+    starts: Arc<Starts>,
     cluster_id: u128,
     /// Holds the lock.
     _lock: File,
@@ -45,13 +48,22 @@ impl DataDir {
             Some(found) => found.check(&wanted, path)?,
             None => wanted.write(path)?,
         }
+        let starts = Starts::open(path)?;
         for core in 0..config.map.core_count() {
             let dir = path.join(format!("core-{core}"));
+            if starts.are_any() && !holds_files(&dir)? {
+                return Err(Fatal::new(
+                    Exit::DataDamaged,
+                    format!("{} is gone or empty", dir.display()),
+                    "this node has run with it, and may have acknowledged what was there",
+                    "restore the data directory as a whole, as it was last",
+                ));
+            }
             create_private(&dir).map_err(disk("cannot create the log directory", &dir))?;
         }
-        let incarnation = next_incarnation(path)?;
         sync_dir(path).map_err(disk("cannot sync the data directory", path))?;
-        Ok(Self { path: path.clone(), incarnation, cluster_id: config.cluster_id(), _lock: lock })
+        let starts = Arc::new(starts);
+        Ok(Self { path: path.clone(), starts, cluster_id: config.cluster_id(), _lock: lock })
     }
 
     /// The directory of one core's log.
@@ -69,9 +81,14 @@ impl DataDir {
         self.cluster_id
     }
 
-    /// How often a process has started on this directory, this one included.
-    pub(crate) const fn incarnation(&self) -> u64 {
-        self.incarnation
+    /// What counts this start.
+    pub(crate) const fn starts(&self) -> &Arc<Starts> {
+        &self.starts
+    }
+
+    /// Where a core keeps its book of peers.
+    pub(crate) fn peers_file(&self, core: u16) -> PeersFile {
+        PeersFile::new(&self.path, core)
     }
 }
 
@@ -184,7 +201,7 @@ fn refuse_foreign(dir: &Path) -> Result<(), Fatal> {
         let name = entry.map_err(disk("cannot list", dir))?.file_name();
         let name = name.to_string_lossy();
         // A first start that was cut short leaves these; file systems make the last one.
-        let ours = [LOCK, "identity.json.tmp", "incarnation.tmp", "lost+found"];
+        let ours = [LOCK, "identity.json.tmp", "lost+found"];
         if !ours.contains(&&*name) {
             return Err(Fatal::new(
                 Exit::WrongIdentity,
@@ -228,25 +245,6 @@ fn lock(dir: &Path) -> Result<File, Fatal> {
     Ok(file)
 }
 
-fn next_incarnation(dir: &Path) -> Result<u64, Fatal> {
-    let path = dir.join(INCARNATION);
-    let last = match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|error| {
-            Fatal::new(
-                Exit::DataDamaged,
-                format!("{} is damaged", path.display()),
-                format!("it holds '{}': {error}", text.trim()),
-                "write a number above every earlier one into it, for example 1000000",
-            )
-        })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(disk("cannot read", &path)(error)),
-    };
-    let next = last.saturating_add(1);
-    replace(dir, INCARNATION, format!("{next}\n").as_bytes())?;
-    Ok(next)
-}
-
 /// Writes a whole file so that after any crash either the old or the new one is there.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Fatal> {
     let tmp = dir.join(format!("{name}.tmp"));
@@ -273,6 +271,15 @@ fn create_private(dir: &Path) -> io::Result<()> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     }
     Ok(())
+}
+
+/// Whether there is a directory with something in it.
+fn holds_files(dir: &Path) -> Result<bool, Fatal> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(disk("cannot list", dir)(error)),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool, Fatal> {

@@ -133,7 +133,6 @@ fn run_node(config: Config) -> Result<(), Fatal> {
         version = env!("CARGO_PKG_VERSION"),
         node = config.id.get(),
         cluster = config.cluster,
-        incarnation = data_dir.incarnation(),
         data_dir = %data_dir.path().display(),
         "starting"
     );

@@ -105,10 +105,10 @@ pub enum Meeting {
 pub enum Amnesia {
     /// It has another disk than the one it was met with.
     #[error(
-        "node {node}'s disk is not the one that this cluster knows: it is disk {found:016x}, \
+        "node {}'s disk is not the one that this cluster knows: it is disk {found:016x}, \
          known is disk {:016x} since its start {}; it may have forgotten votes and acknowledged \
          writes, and must not take part; give it its own data directory back, or leave it stopped",
-        known.disk, known.count
+        node.get(), known.disk, known.count
     )]
     Stranger {
         /// The node.
@@ -120,11 +120,11 @@ pub enum Amnesia {
     },
     /// Its disk is in an older state than it was met with.
     #[error(
-        "node {node}'s disk is an old copy of the one that this cluster knows: it says that this \
+        "node {}'s disk is an old copy of the one that this cluster knows: it says that this \
          is start {found}, and knows nothing of start {} ({:016x}) that was met here; it may have \
          forgotten votes and acknowledged writes, and must not take part; give it its newest data \
          directory back, or leave it stopped",
-        known.count, known.nonce
+        node.get(), known.count, known.nonce
     )]
     TimeTraveller {
         /// The node.

@@ -1,5 +1,14 @@
+use coracle_net::peers::{Lineage, PeerBook, Start};
+use coracle_raft::NodeId;
+
+use super::memory::STARTS;
 use super::*;
 use crate::config::test_config;
+
+/// Counts a start; a node has made its logs by then.
+fn count(dir: &DataDir) -> Lineage {
+    (*dir.starts().count().expect("counted")).clone()
+}
 
 /// A configuration of node 1 of two on `dir`, changed by `flags`.
 fn config(dir: &Path, flags: &str) -> Config {
@@ -17,13 +26,24 @@ fn first_start_creates_and_later_starts_count() {
     let tmp = tempfile::tempdir().expect("temp dir");
     let dir = tmp.path().join("a/b");
     let config = config(&dir, "--cores 0,0");
-    for incarnation in 1..=3 {
+    let mut before: Option<Lineage> = None;
+    for start in 1..=3 {
+        drop(DataDir::open(&config).expect("own directory"));
         let opened = DataDir::open(&config).expect("own directory");
-        assert_eq!(opened.incarnation(), incarnation);
+        let lineage = count(&opened);
+        for core in 0..2 {
+            fs::write(opened.core_dir(core).join("segment"), "").expect("write");
+        }
+        assert_eq!((lineage.count(), lineage.nonces().len()), (start, start as usize));
+        assert_eq!(count(&opened), lineage, "once per process");
+        if let Some(before) = before.replace(lineage.clone()) {
+            assert_eq!(before.disk(), lineage.disk());
+            assert!(lineage.nonces().starts_with(before.nonces()));
+        }
         assert_eq!(opened.core_dir(1), dir.join("core-1"));
     }
     assert_eq!((mode(&dir), mode(&dir.join("core-1"))), (0o700, 0o700));
-    for file in [LOCK, IDENTITY, INCARNATION] {
+    for file in [LOCK, IDENTITY, STARTS] {
         assert_eq!(mode(&dir.join(file)), 0o600, "{file}");
     }
 }
@@ -67,7 +87,7 @@ fn another_identity_is_refused() {
     let error = DataDir::open(&other).expect_err("other cluster");
     assert!(error.cause.contains("cluster a") && error.cause.ends_with('b'), "{error}");
     assert_eq!(fs::read(dir.join(IDENTITY)).expect("identity"), before);
-    assert_eq!(DataDir::open(&config(dir, same)).expect("its owner").incarnation(), 2);
+    drop(DataDir::open(&config(dir, same)).expect("its owner"));
 }
 
 /// Two users of one directory would destroy it; the second is told who the first is.
@@ -101,9 +121,9 @@ fn a_first_start_that_was_cut_short_is_repeated() {
     fs::write(tmp.path().join(LOCK), "1\n").expect("write");
     fs::write(tmp.path().join("identity.json.tmp"), "{\"for").expect("write");
     let config = config(tmp.path(), "");
-    assert_eq!(DataDir::open(&config).expect("opens").incarnation(), 1);
-    fs::remove_file(tmp.path().join(INCARNATION)).expect("remove");
-    assert_eq!(DataDir::open(&config).expect("opens").incarnation(), 1);
+    drop(DataDir::open(&config).expect("opens"));
+    fs::write(tmp.path().join("starts.json.tmp"), "{\"di").expect("write");
+    assert_eq!(count(&DataDir::open(&config).expect("opens")).count(), 1);
 }
 
 /// What cannot be understood is never overwritten.
@@ -125,6 +145,39 @@ fn damage_and_unknown_formats_are_refused() {
         assert_eq!(error.exit, exit, "{error}");
     }
     fs::write(&identity, &good).expect("write");
-    fs::write(tmp.path().join(INCARNATION), "x").expect("write");
-    assert_eq!(DataDir::open(&config).expect_err("damaged").exit, Exit::DataDamaged);
+    for text in ["x", "{}", r#"{"disk": "1", "starts": 1, "nonces": []}"#] {
+        fs::write(tmp.path().join(STARTS), text).expect("write");
+        assert_eq!(DataDir::open(&config).expect_err(text).exit, Exit::DataDamaged);
+    }
+}
+
+/// Removing only the log must not make the node forget in silence.
+#[test]
+fn a_log_that_is_gone_is_missed() {
+    let tmp = tempfile::tempdir().expect("temp dir");
+    let config = config(tmp.path(), "");
+    let log = tmp.path().join("core-0");
+    count(&DataDir::open(&config).expect("first start"));
+    for _ in 0..2 {
+        let error = DataDir::open(&config).expect_err("empty, then missing");
+        assert_eq!(error.exit, Exit::DataDamaged, "{error}");
+        if log.exists() {
+            fs::remove_dir(&log).expect("it is empty");
+        }
+    }
+}
+
+/// The book of peers is there again after a restart, and cannot be read past damage.
+#[test]
+fn a_book_of_peers_is_kept() {
+    let tmp = tempfile::tempdir().expect("temp dir");
+    let file = DataDir::open(&config(tmp.path(), "")).expect("first start").peers_file(1);
+    assert_eq!(file.read().expect("nothing yet"), PeerBook::default());
+    let start = Start { disk: u64::MAX, count: 3, nonce: 1 };
+    let starts = [(NodeId::new(2), start), (NodeId::new(3), Start { nonce: 0, ..start })];
+    file.write(&starts).expect("written");
+    assert_eq!(file.read().expect("there").starts().collect::<Vec<_>>(), starts);
+    assert_eq!(mode(&tmp.path().join("peers-1.json")), 0o600);
+    fs::write(tmp.path().join("peers-1.json"), "{").expect("write");
+    assert_eq!(file.read().expect_err("damaged").exit, Exit::DataDamaged);
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_engine::{Core, CoreAddr, Drain, Effects, Input, PeerMessage, Via, WallMillis};
-use coracle_net::frame::{self, Decoder, FrameBuf, Incoming};
-use coracle_ring::{Chunk, Event, ListenerId, Ring, SocketId};
+use coracle_net::frame::Decoder;
+use coracle_ring::{Event, ListenerId, Ring, SocketId};
 
 use super::clients::{Clients, Context};
+use super::handshake::Handshakes;
 use super::keys::{Kind, key, split};
 use super::mailbox::Mailbox;
-use super::peers::{InLink, LinkAction, OutLinks, check_hello};
+use super::peers::{InLink, LinkAction, OutLinks};
 use super::session::Session;
 use super::shared::Shared;
 use super::stop::{Leaving, Phase};
@@ -41,6 +42,7 @@ pub(super) struct HotLoop {
     pub(super) clients: Clients,
     pub(super) out_links: OutLinks,
     pub(super) in_links: Vec<Option<InLink>>,
+    pub(super) handshakes: Handshakes,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) siblings: Siblings,
     pub(super) shared: Arc<Shared>,
@@ -119,6 +121,7 @@ impl HotLoop {
             }
             self.take_mail();
             self.storage.background_done(&mut self.ring)?;
+            self.book_saved()?;
             let instant = Instant::now();
             if instant >= next_tick {
                 // Ticks that were slept through are not made up for: time did not pass for us.
@@ -157,7 +160,7 @@ impl HotLoop {
                 let core = self.me.core.0;
                 tracing::warn!(target: "net", core, ?kind, %error, "accept failed");
             }
-            Event::Received { socket, key, data } => self.received(socket, key, &data, now),
+            Event::Received { socket, key, data } => self.received(socket, key, &data, now)?,
             Event::ReceiveClosed { socket, key, .. } | Event::SendFailed { socket, key, .. } => {
                 self.socket_ended(socket, key);
             }
@@ -324,12 +327,19 @@ impl HotLoop {
             socket,
             decoder: Decoder::new(),
             from: None,
+            hello: None,
             deadline_ticks: HELLO_TICKS,
         });
         self.ring.receive(socket);
     }
 
-    fn received(&mut self, socket: SocketId, key: u64, data: &[u8], now: WallMillis) {
+    fn received(
+        &mut self,
+        socket: SocketId,
+        key: u64,
+        data: &[u8],
+        now: WallMillis,
+    ) -> Result<(), Fatal> {
         match split(key) {
             (Kind::Client, index) => {
                 self.with_clients(now, |clients, _, context| {
@@ -337,78 +347,16 @@ impl HotLoop {
                 });
             }
             (Kind::PeerIn, index) if self.is_in_link(index, socket) => {
-                self.received_peer(index, data);
+                self.received_peer(index, data)?;
             }
-            (Kind::PeerOut, index) => self.received_refusal(index, data),
+            (Kind::PeerOut, index) => self.received_refusal(index, data)?,
             _ => {}
         }
+        Ok(())
     }
 
     fn is_in_link(&self, index: usize, socket: SocketId) -> bool {
         self.in_links[index].as_ref().is_some_and(|link| link.socket == socket)
-    }
-
-    fn received_peer(&mut self, index: usize, data: &[u8]) {
-        let Some(link) = self.in_links[index].as_mut() else { return };
-        link.decoder.push(data);
-        loop {
-            match link.decoder.next() {
-                Ok(None) => return,
-                Ok(Some(Incoming::Messages(messages))) if link.from.is_some() => {
-                    let from = link.from.expect("just checked");
-                    for message in messages {
-                        self.core.handle(Input::Peer { from, message });
-                    }
-                }
-                Ok(Some(Incoming::Hello(hello))) if link.from.is_none() => {
-                    let checked =
-                        check_hello(&hello, self.me, self.shared.map(), self.shared.cluster_id());
-                    match checked {
-                        Ok(()) => link.from = Some(hello.from),
-                        Err(text) => return self.refuse_peer(index, &text),
-                    }
-                }
-                Ok(Some(_)) => return self.refuse_peer(index, "a hello must come first, once"),
-                Err(error) => {
-                    let hint = error.hint_reply();
-                    return self.refuse_with(index, &error.to_string(), hint);
-                }
-            }
-        }
-    }
-
-    /// Tells a peer what is wrong and closes once that has been sent.
-    fn refuse_peer(&mut self, index: usize, text: &str) {
-        self.refuse_with(index, text, None);
-    }
-
-    /// As [`Self::refuse_peer`], with other bytes for those who do not speak the peer protocol.
-    fn refuse_with(&mut self, index: usize, text: &str, bytes: Option<&[u8]>) {
-        self.lost_in(index);
-        let Some(link) = self.in_links[index].take() else { return };
-        tracing::warn!(target: "net", core = self.me.core.0, text, "peer link refused");
-        let chunks = match bytes {
-            Some(bytes) => vec![Chunk::Owned(bytes.to_vec())],
-            None => {
-                let mut frame = FrameBuf::new();
-                frame::encode_refusal(text, &mut frame);
-                frame.take_parts().map(|part| Chunk::Owned(part.bytes().to_vec())).collect()
-            }
-        };
-        self.ring.pause_receive(link.socket);
-        self.ring.send(link.socket, chunks);
-    }
-
-    fn received_refusal(&mut self, index: usize, data: &[u8]) {
-        let to = self.out_links.target(index);
-        let mut decoder = Decoder::new();
-        decoder.push(data);
-        match decoder.next() {
-            Ok(Some(Incoming::Refusal(text))) => {
-                tracing::error!(target: "net", %to, text, "the peer refused our link");
-            }
-            _ => tracing::warn!(target: "net", %to, "unexpected bytes on an outgoing peer link"),
-        }
     }
 
     fn connected(&mut self, index: usize, result: std::io::Result<SocketId>) {
@@ -417,7 +365,8 @@ impl HotLoop {
             Ok(socket) => {
                 tracing::info!(target: "net", core = self.me.core.0, %to, "peer link up");
                 self.ring.receive(socket);
-                self.out_links.connected(index, socket);
+                let lineage = self.handshakes.lineage().clone();
+                self.out_links.connected(index, socket, lineage);
             }
             Err(error) => {
                 let core = self.me.core.0;
@@ -457,7 +406,7 @@ impl HotLoop {
     }
 
     /// What the other end was to answer may have been on its way.
-    fn lost_in(&mut self, index: usize) {
+    pub(super) fn lost_in(&mut self, index: usize) {
         if let Some(from) = self.in_links[index].as_mut().and_then(|link| link.from.take()) {
             self.core.handle(Input::PeerLost(from));
         }

@@ -9,6 +9,7 @@ mod backoff;
 mod clients;
 mod cluster_view;
 mod connection;
+mod handshake;
 mod hot_loop;
 mod info;
 mod keys;

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use anyhow::Context as _;
 use coracle_engine::{ClusterMap, CoreAddr, PeerMessage};
 use coracle_net::frame::{self, FrameBuf, Hello, Part};
+use coracle_net::peers::Lineage;
 use coracle_ring::{Chunk, SocketId};
 
 /// Bytes that may wait for one link; beyond it consensus messages are dropped (they are repeated).
@@ -18,7 +19,8 @@ const BACKOFF_TICKS: (u32, u32) = (2, 40);
 
 /// Where a link stands.
 enum State {
-    /// Not connected; dialled again when the countdown reaches 0 and something is to be sent.
+    /// Not connected; dialled again when the countdown reaches 0, even if nothing is to be sent: a
+    /// node can only be told from one that was wiped if its peers have met it before.
     Down { wait_ticks: u32 },
     /// The connection is being made.
     Dialling,
@@ -32,6 +34,8 @@ pub(super) struct OutLink {
     address: SocketAddr,
     state: State,
     backoff_ticks: u32,
+    /// The other end wants none of us.
+    refused: bool,
     /// Not encoded yet: of this turn, or since the link went down.
     messages: Vec<PeerMessage>,
     /// Encoded and waiting for the send before it.
@@ -52,19 +56,13 @@ pub(super) enum LinkAction {
 pub(super) struct OutLinks {
     me: CoreAddr,
     cluster_id: u128,
-    incarnation: u64,
     links: Vec<OutLink>,
     by_address: BTreeMap<CoreAddr, usize>,
 }
 
 impl OutLinks {
     /// One link, not yet dialled, to each core of each other node. Resolves their host names.
-    pub(super) fn new(
-        me: CoreAddr,
-        map: &ClusterMap,
-        cluster_id: u128,
-        incarnation: u64,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(me: CoreAddr, map: &ClusterMap, cluster_id: u128) -> anyhow::Result<Self> {
         let mut links = Vec::new();
         let mut by_address = BTreeMap::new();
         for to in map.cores().filter(|core| core.node != me.node) {
@@ -81,13 +79,14 @@ impl OutLinks {
                 address,
                 state: State::Down { wait_ticks: 0 },
                 backoff_ticks: BACKOFF_TICKS.0,
+                refused: false,
                 messages: Vec::new(),
                 queued: Vec::new(),
                 queued_bytes: 0,
                 frame: FrameBuf::default(),
             });
         }
-        Ok(Self { me, cluster_id, incarnation, links, by_address })
+        Ok(Self { me, cluster_id, links, by_address })
     }
 
     /// Takes a message for a core of another node; it leaves with the next [`Self::flush`].
@@ -106,7 +105,7 @@ impl OutLinks {
     pub(super) fn flush(&mut self, index: usize) -> Option<LinkAction> {
         let link = &mut self.links[index];
         match link.state {
-            State::Down { wait_ticks: 0 } if !link.messages.is_empty() => {
+            State::Down { wait_ticks: 0 } => {
                 link.state = State::Dialling;
                 Some(LinkAction::Dial(link.address))
             }
@@ -156,7 +155,7 @@ impl OutLinks {
     }
 
     /// Dialling has succeeded: the hello goes out first.
-    pub(super) fn connected(&mut self, index: usize, socket: SocketId) {
+    pub(super) fn connected(&mut self, index: usize, socket: SocketId, lineage: Lineage) {
         let link = &mut self.links[index];
         link.state = State::Up { socket, sending: false };
         let hello = Hello {
@@ -164,7 +163,7 @@ impl OutLinks {
             cluster_id: self.cluster_id,
             from: self.me,
             to: link.to,
-            incarnation: self.incarnation,
+            lineage,
         };
         link.frame.clear();
         frame::encode_hello(&hello, &mut link.frame);
@@ -195,6 +194,11 @@ impl OutLinks {
         }
     }
 
+    /// The other end has refused the link and will close it; it is not asked again soon.
+    pub(super) fn refused(&mut self, index: usize) {
+        self.links[index].refused = true;
+    }
+
     /// The link broke or could not be made. Returns refusals for forwarded commands that never
     /// left; what was sent has an unknown outcome.
     pub(super) fn lost(&mut self, index: usize) -> Vec<(CoreAddr, PeerMessage)> {
@@ -203,6 +207,9 @@ impl OutLinks {
         refuse(link, &mut refused);
         link.queued.clear();
         link.queued_bytes = 0;
+        if std::mem::take(&mut link.refused) {
+            link.backoff_ticks = BACKOFF_TICKS.1;
+        }
         link.state = State::Down { wait_ticks: link.backoff_ticks };
         link.backoff_ticks = (link.backoff_ticks * 2).min(BACKOFF_TICKS.1);
         refused
@@ -237,6 +244,8 @@ pub(super) struct InLink {
     pub(super) decoder: frame::Decoder,
     /// Who is at the other end, once it has said hello.
     pub(super) from: Option<CoreAddr>,
+    /// What it has said, until its start is in our book for good: nothing is taken before that.
+    pub(super) hello: Option<Hello>,
     /// Ticks left to say hello.
     pub(super) deadline_ticks: u32,
 }

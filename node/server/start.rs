@@ -17,6 +17,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::background::Background;
 use super::clients::Clients;
+use super::handshake::Handshakes;
 use super::hot_loop::{HotLoop, Siblings};
 use super::keys::{Kind, key};
 use super::mailbox::Mailbox;
@@ -25,7 +26,7 @@ use super::shared::Shared;
 use super::stop::{Leaving, Phase, RESIGN_MAX};
 use super::storage::{Storage, storage_error};
 use crate::config::Config;
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, PeersFile, Starts};
 use crate::fatal::{Exit, Fatal};
 use crate::preflight::{PORTS_MAX, explain_bind, retry_in_use};
 
@@ -55,7 +56,8 @@ struct CoreStart {
     cpu: usize,
     shared: Arc<Shared>,
     wal_dir: std::path::PathBuf,
-    incarnation: u64,
+    peers_file: PeersFile,
+    starts: Arc<Starts>,
     mailbox: SyncSender<(CoreId, Arc<Mailbox>)>,
     mailboxes: Receiver<Vec<Arc<Mailbox>>>,
 }
@@ -145,7 +147,8 @@ fn start_cores(
             cpu: usize::from(shared.config().cores[usize::from(core)]),
             shared: Arc::clone(shared),
             wal_dir: data_dir.core_dir(core),
-            incarnation: data_dir.incarnation(),
+            peers_file: data_dir.peers_file(core),
+            starts: Arc::clone(data_dir.starts()),
             mailbox: mailbox.clone(),
             mailboxes,
         };
@@ -174,7 +177,8 @@ fn start_cores(
 
 /// Builds everything a core owns, on its own thread.
 fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
-    let CoreStart { me, cpu, shared, wal_dir, incarnation, mailbox: announce, mailboxes } = start;
+    let CoreStart { me, cpu, shared, wal_dir, peers_file, starts, mailbox: announce, mailboxes } =
+        start;
     pin(cpu)?;
     let mut ring = Ring::new(RingConfig::default())
         .map_err(|error| Fatal::failed("cannot set up io_uring", error.to_string(), ""))?;
@@ -191,12 +195,13 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         .map_err(|error| Fatal::failed("cannot start background work", error.to_string(), ""))?;
     let storage = Storage::new(wal, background, config.wal.bytes_max)?;
     let core = Core::new(core_config(&shared, me), recovery);
-    let out_links =
-        OutLinks::new(me, shared.map(), shared.cluster_id(), incarnation).map_err(|error| {
-            let fix = "correct `host` of that node in [[nodes]] (--node), or the name service";
-            Fatal::failed("cannot find the peers", format!("{error:#}"), fix)
-        })?;
+    let out_links = OutLinks::new(me, shared.map(), shared.cluster_id()).map_err(|error| {
+        let fix = "correct `host` of that node in [[nodes]] (--node), or the name service";
+        Fatal::failed("cannot find the peers", format!("{error:#}"), fix)
+    })?;
     let listeners = listen(&mut ring, &shared, me)?;
+    // Nothing was sent so far, and nothing can go wrong any more.
+    let handshakes = Handshakes::new(starts.count()?, peers_file, ring.waker())?;
     tracing::info!(target: "node", core = me.core.0, cpu, "core is up");
     Ok(HotLoop {
         me,
@@ -206,6 +211,7 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         clients: Clients::new(),
         out_links,
         in_links: Vec::new(),
+        handshakes,
         mailbox,
         siblings,
         tick: Duration::from_millis(u64::from(config.raft.tick_ms)),

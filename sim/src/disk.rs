@@ -32,6 +32,11 @@ impl SimDisk {
         Self { mem: MemDisk::new(), state: Arc::default() }
     }
 
+    /// A copy of what it holds now.
+    pub(crate) fn copy(&self) -> Self {
+        Self { mem: self.mem.fork(), state: Arc::default() }
+    }
+
     /// The process dies during the file operation after `left` more.
     pub(crate) fn die_after(&self, left: u32) {
         self.lock().left = Some(left);

@@ -1,10 +1,13 @@
 //! Faults and how they end.
 
+use coracle_net::peers::{Lineage, Start};
 use coracle_raft::{GroupId, Role};
 
-use crate::host::Lie;
+use crate::disk::SimDisk;
+use crate::host::{Copy, Lie};
 use crate::lifecycle::Crash;
 use crate::plan::{Fault, MS, SECOND};
+use crate::queue::Micros;
 use crate::world::{Event, Step, World};
 
 /// The end of a fault.
@@ -174,6 +177,8 @@ impl World {
                 self.churn(left);
             }
             Fault::BitRot | Fault::Misdirect | Fault::StaleBlock => return self.damage(fault),
+            Fault::Wipe => return self.wipe(long),
+            Fault::OldCopy => return self.old_copy(long),
         }
         true
     }
@@ -304,6 +309,71 @@ impl World {
         // Damage shows when the log is read.
         let soon = self.now + self.rng.between(500 * MS, 3 * SECOND);
         self.queue.push(soon, Event::Undo(Undo::ReadAgain(node)));
+        true
+    }
+
+    /// Replaces the victim's disks by empty ones, if all others can find that out.
+    fn wipe(&mut self, down: Micros) -> bool {
+        let node = self.plan.victim as usize;
+        let Some(lineage) = &self.nodes[node].lineage else { return false };
+        let disk = lineage.disk();
+        if !self.is_known_to_all(node, |start| start.disk == disk) {
+            return false;
+        }
+        let cores = self.hosts_of(node).map(|_| (SimDisk::new(), Vec::new())).collect();
+        self.replace_disks(node, Copy { lineage: None, cores }, down)
+    }
+
+    /// Makes a copy of the victim's disks; with one at hand, puts it in their place, if all others
+    /// can find that out.
+    fn old_copy(&mut self, down: Micros) -> bool {
+        let node = self.plan.victim as usize;
+        if let Some(copy) = &self.nodes[node].copy {
+            let count = copy.lineage.as_ref().map_or(0, Lineage::count);
+            let copy = copy.clone();
+            return self.is_known_to_all(node, |start| start.count > count)
+                && self.replace_disks(node, copy, down);
+        }
+        if self.nodes[node].damaged || !self.may_crash(node) {
+            return false;
+        }
+        self.crash(node, Crash::Process);
+        let core = |host: usize| {
+            let host = &self.hosts[host];
+            (host.disk.copy(), host.acquaintances.durable.clone())
+        };
+        let cores = self.hosts_of(node).map(core).collect();
+        self.nodes[node].copy = Some(Copy { lineage: self.nodes[node].lineage.clone(), cores });
+        self.plan_start(node, down);
+        true
+    }
+
+    /// Whether every core of every other node has durably met a start like this of the node.
+    fn is_known_to_all(&self, node: usize, like: impl Fn(Start) -> bool) -> bool {
+        let own = self.hosts_of(node);
+        let id = self.hosts[own.start].addr.node;
+        let others = (0..self.hosts.len()).filter(|host| !own.contains(host));
+        let mut known = others.map(|host| self.hosts[host].acquaintances.durably_known(id));
+        known.all(|start| start.is_some_and(&like))
+    }
+
+    fn replace_disks(&mut self, node: usize, disks: Copy, down: Micros) -> bool {
+        if self.nodes[node].damaged || !self.may_crash(node) {
+            return false;
+        }
+        self.crash(node, Crash::Power);
+        for (host, (disk, durable)) in self.hosts_of(node).zip(disks.cores) {
+            let state = &mut self.hosts[host];
+            (state.disk, state.acquaintances.durable) = (disk, durable);
+            let addr = state.addr;
+            let groups: Vec<GroupId> = self.map.groups_on(addr).collect();
+            self.invariants.forgot(addr, &groups);
+            self.trace.node(self.now, addr, "DiskReplaced", String::new());
+        }
+        let state = &mut self.nodes[node];
+        state.lineage = disks.lineage;
+        (state.damaged, state.amnesiac) = (true, true);
+        self.plan_start(node, down);
         true
     }
 

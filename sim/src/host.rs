@@ -1,16 +1,18 @@
 //! Nodes and their cores as a run keeps them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use coracle_engine::command::{Command, decode};
 use coracle_engine::{
     Core, CoreAddr, Effects, Input, Order, PeerMessage, ReadMode, Reply, Request, Token,
     Unanswered, Via, WallMillis,
 };
+use coracle_net::peers::{Lineage, Start};
 use coracle_net::resp::{self, Limits, Parsed, Protocol, RequestParser};
-use coracle_raft::{GroupId, LogIndex, Role, Term};
+use coracle_raft::{GroupId, LogIndex, NodeId, Role, Term};
 
 use crate::disk::SimDisk;
+use crate::handshake::Acquaintances;
 use crate::network::Frame;
 use crate::queue::Micros;
 use crate::storage::{Job, Storage};
@@ -39,6 +41,16 @@ pub(crate) enum Arrival {
     LoadDone(Job),
     TaskDone,
     TaskRetry,
+    /// A version of the book of peers is durable.
+    BookSaved {
+        version: u64,
+        starts: Vec<(NodeId, Start)>,
+    },
+    /// A node refuses this one because of its disk.
+    PeerRefused {
+        by: usize,
+        text: String,
+    },
 }
 
 /// Commands of one connection, as they are on the wire.
@@ -96,6 +108,7 @@ pub(crate) enum Lie {
 pub(crate) struct Host {
     pub(crate) addr: CoreAddr,
     pub(crate) disk: SimDisk,
+    pub(crate) acquaintances: Acquaintances,
     pub(crate) core: Option<Core>,
     pub(crate) storage: Option<Storage>,
     /// Counts processes; what an earlier one began is nobody's.
@@ -118,6 +131,7 @@ impl Host {
         Self {
             addr,
             disk: SimDisk::new(),
+            acquaintances: Acquaintances::default(),
             core: None,
             storage: None,
             life: 0,
@@ -197,6 +211,14 @@ impl Host {
     }
 }
 
+/// A copy of everything a node has on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Copy {
+    pub(crate) lineage: Option<Lineage>,
+    /// Of each core: its log, and what it knows of other nodes.
+    pub(crate) cores: Vec<(SimDisk, Vec<(NodeId, Start)>)>,
+}
+
 /// One node.
 pub(crate) struct Node {
     pub(crate) up: bool,
@@ -210,8 +232,17 @@ pub(crate) struct Node {
     /// Wall clock minus true time, and how its length of a second differs.
     pub(crate) clock_ms: i64,
     pub(crate) drift_ppm: i64,
+    /// What its disk remembers of its starts; nothing before the first.
+    pub(crate) lineage: Option<Lineage>,
+    /// An older state of its disk.
+    pub(crate) copy: Option<Copy>,
     /// Something on its disk was damaged on purpose.
     pub(crate) damaged: bool,
+    /// It has another disk than before, or an old copy of it.
+    pub(crate) amnesiac: bool,
+    /// Nodes that refuse the running process, and how often a process gave up because of it.
+    pub(crate) refused_by: BTreeSet<usize>,
+    pub(crate) refused_starts: u32,
     /// Why it does not start again.
     pub(crate) refused: Option<String>,
     pub(crate) crash_loops: u32,
@@ -227,7 +258,12 @@ impl Node {
             busy: vec![0; cores],
             clock_ms: 0,
             drift_ppm,
+            lineage: None,
+            copy: None,
             damaged: false,
+            amnesiac: false,
+            refused_by: BTreeSet::new(),
+            refused_starts: 0,
             refused: None,
             crash_loops: 0,
         }

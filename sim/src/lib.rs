@@ -9,6 +9,7 @@ pub mod checker;
 mod client;
 mod disk;
 mod faults;
+mod handshake;
 pub mod history;
 mod host;
 pub mod invariants;

@@ -44,6 +44,7 @@ impl World {
         self.nodes[node].up = false;
         self.nodes[node].generation += 1;
         self.nodes[node].paused_until = 0;
+        self.nodes[node].refused_by.clear();
         let power = how == Crash::Power;
         let event = if power { "PowerLoss" } else { "Crash" };
         self.trace.node(self.now, self.hosts[self.hosts_of(node).start].addr, event, String::new());
@@ -128,6 +129,7 @@ impl World {
                 return Ok(());
             }
         }
+        self.count_start(node);
         Ok(())
     }
 
@@ -212,6 +214,7 @@ impl World {
         let seen = seen.collect();
         let state = &mut self.hosts[host];
         (state.core, state.storage, state.seen) = (Some(core), Some(storage), seen);
+        state.acquaintances.restart();
         let life = state.life;
         let first = self.now + self.rng.below(self.plan.tick);
         self.queue.push(first, Event::Tick { host, life });

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use coracle_engine::{CoreAddr, PeerMessage};
 use coracle_net::frame::{self, Decoder, FrameBuf, Hello, Incoming};
+use coracle_net::peers::Lineage;
 
 use crate::plan::{MS, NetPlan};
 use crate::queue::Micros;
@@ -27,6 +28,10 @@ pub(crate) struct Link {
     state: State,
     decoder: Decoder,
     greeted: bool,
+    /// Its receiver has to write this down before it takes anything else.
+    pub(crate) hello: Option<Hello>,
+    /// What arrived since.
+    waiting: Vec<Frame>,
     due: Micros,
     held: Vec<Frame>,
     backoff: Micros,
@@ -56,6 +61,8 @@ pub(crate) struct Frame {
 /// What a frame turned out to be at its receiver.
 pub(crate) enum Arrived {
     Messages(CoreAddr, Vec<PeerMessage>),
+    /// A hello that is to be judged.
+    Hello,
     Nothing,
     /// The bytes make no sense: the receiver closes the link.
     Refused,
@@ -94,6 +101,8 @@ impl Network {
                     state: State::Down { until: 0 },
                     decoder: Decoder::new(),
                     greeted: false,
+                    hello: None,
+                    waiting: Vec::new(),
                     due: 0,
                     held: Vec::new(),
                     backoff: 0,
@@ -185,14 +194,20 @@ impl Network {
     }
 
     /// Dials if needed; whether messages can be handed to the link.
-    pub(crate) fn connect(&mut self, link: usize, now: Micros, peer_is_up: bool) -> Option<Frame> {
+    pub(crate) fn connect(
+        &mut self,
+        link: usize,
+        now: Micros,
+        peer_is_up: bool,
+        lineage: &Lineage,
+    ) -> Option<Frame> {
         let State::Down { until } = self.links[link].state else { return None };
         if now < until || !peer_is_up || !self.reachable(link) {
             return None;
         }
         let (from, to) = (self.links[link].from, self.links[link].to);
-        let hello =
-            Hello { version: frame::VERSION, cluster_id: CLUSTER_ID, from, to, incarnation: 1 };
+        let (version, lineage) = (frame::VERSION, lineage.clone());
+        let hello = Hello { version, cluster_id: CLUSTER_ID, from, to, lineage };
         frame::encode_hello(&hello, &mut self.buffer);
         let bytes = self.take_bytes();
         let state = &mut self.links[link];
@@ -200,6 +215,7 @@ impl Network {
         state.state = State::Up;
         state.decoder = Decoder::new();
         state.greeted = false;
+        state.end_handshake();
         state.due = now;
         state.held.clear();
         Some(Frame { link, epoch: state.epoch, bytes, datagram: false, damaged: None })
@@ -311,6 +327,14 @@ impl Network {
         if frame.epoch != link.epoch || link.state != State::Up {
             return Arrived::Nothing;
         }
+        if frame.datagram && !link.greeted {
+            self.frames_lost += 1;
+            return Arrived::Nothing;
+        }
+        if link.hello.is_some() {
+            link.waiting.push(frame);
+            return Arrived::Nothing;
+        }
         let mut own = Decoder::new();
         let decoder = if frame.datagram { &mut own } else { &mut link.decoder };
         decoder.push(&frame.bytes);
@@ -318,14 +342,14 @@ impl Network {
         let mut received = Vec::new();
         let ended = loop {
             match decoder.next() {
-                Ok(Some(Incoming::Messages(messages))) if link.greeted || frame.datagram => {
+                Ok(Some(Incoming::Messages(messages))) if link.greeted => {
                     received.extend(messages);
                 }
                 Ok(Some(Incoming::Hello(hello))) if !link.greeted && received.is_empty() => {
                     let fits = (hello.cluster_id, hello.from, hello.to)
                         == (CLUSTER_ID, link.from, link.to);
-                    link.greeted = fits;
-                    return if fits { Arrived::Nothing } else { Arrived::Refused };
+                    link.hello = fits.then_some(hello);
+                    return if fits { Arrived::Hello } else { Arrived::Refused };
                 }
                 other => break other,
             }
@@ -340,6 +364,14 @@ impl Network {
         }
     }
 
+    /// The hello of a link was accepted. Returns what has arrived meanwhile.
+    pub(crate) fn greet(&mut self, link: usize) -> Vec<Frame> {
+        let link = &mut self.links[link];
+        link.greeted = true;
+        link.hello = None;
+        std::mem::take(&mut link.waiting)
+    }
+
     /// The connection of a link ends. Whether there was one.
     pub(crate) fn break_link(&mut self, link: usize) -> bool {
         let state = &mut self.links[link];
@@ -348,6 +380,7 @@ impl Network {
         }
         state.epoch += 1;
         state.state = State::Broken;
+        state.end_handshake();
         state.held.clear();
         true
     }
@@ -369,12 +402,20 @@ impl Network {
         state.epoch += 1;
         state.state = State::Down { until: 0 };
         state.backoff = 0;
+        state.end_handshake();
         state.held.clear();
     }
 
     /// A message came through: the next attempt after a loss is made soon.
     pub(crate) fn works(&mut self, link: usize) {
         self.links[link].backoff = 0;
+    }
+}
+
+impl Link {
+    fn end_handshake(&mut self) {
+        self.hello = None;
+        self.waiting.clear();
     }
 }
 

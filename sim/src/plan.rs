@@ -29,6 +29,8 @@ pub enum Profile {
     Disk,
     /// Damage at rest on one node, beside crashes.
     Rot,
+    /// One node's disk is wiped, or replaced by an old copy, beside crashes.
+    Amnesia,
 }
 
 impl fmt::Display for Profile {
@@ -67,22 +69,22 @@ macro_rules! kinds {
 
 kinds! {
     /// The process of a node is killed; what was handed to the disk may still arrive there.
-    Kill "kill" Mix Crash Disk Rot,
+    Kill "kill" Mix Crash Disk Rot Amnesia,
     /// A node loses power: unsynced writes are lost or torn, nobody is told that links are dead.
-    PowerLoss "power-loss" Mix Crash Disk Rot,
+    PowerLoss "power-loss" Mix Crash Disk Rot Amnesia,
     /// All nodes lose power at once.
     Blackout "blackout" Mix Crash,
     /// A node is killed again and again, soon after each start.
-    CrashLoop "crash-loop" Mix Crash,
+    CrashLoop "crash-loop" Mix Crash Amnesia,
     /// A node's threads stand still, its disk and network do not.
-    Pause "pause" Mix Crash Network,
+    Pause "pause" Mix Crash Network Amnesia,
     /// A node is cut off and stands still, and wakes up still cut off: it has missed everything
     /// and does not know it.
     Nap "nap" Mix Crash Network,
     /// A node is cut off from all others.
-    Isolate "isolate" Mix Network,
+    Isolate "isolate" Mix Network Amnesia,
     /// The cluster falls into two parts.
-    Split "split" Mix Network,
+    Split "split" Mix Network Amnesia,
     /// Two nodes cannot reach each other, everyone else can reach both.
     Cut "cut" Mix Network,
     /// Messages pass in one direction only.
@@ -92,15 +94,15 @@ kinds! {
     /// Nodes are cut off one after the other and come back in another order.
     Swizzle "swizzle" Mix Network,
     /// Connections are reset.
-    Reset "reset" Mix Network,
+    Reset "reset" Mix Network Amnesia,
     /// All messages of a node are slow for a while.
-    SlowNet "slow-net" Mix Network,
+    SlowNet "slow-net" Mix Network Amnesia,
     /// Bytes of peer frames are changed on the way.
     Corrupt "corrupt" Mix Network,
     /// Disk operations of a node do not complete for a while.
-    StuckDisk "stuck-disk" Mix Disk,
+    StuckDisk "stuck-disk" Mix Disk Amnesia,
     /// Disk operations of a node take far longer for a while.
-    SlowDisk "slow-disk" Mix Disk,
+    SlowDisk "slow-disk" Mix Disk Amnesia,
     /// No new space on a node's disk for a while.
     FullDisk "full-disk" Mix Disk,
     /// One write of a node fails.
@@ -112,7 +114,7 @@ kinds! {
     /// A node's wall clock jumps.
     ClockJump "clock-jump" Mix Crash,
     /// A leader is asked to hand over.
-    Transfer "transfer" Mix Crash Network,
+    Transfer "transfer" Mix Crash Network Amnesia,
     /// Leaderships change hands again and again.
     Churn "churn" Mix Crash Network Disk,
     /// Bits of one node's log are changed at rest.
@@ -121,6 +123,10 @@ kinds! {
     Misdirect "misdirected-write" Rot,
     /// A part of one node's log silently keeps what it held before.
     StaleBlock "stale-block" Rot,
+    /// One node's disks are replaced by empty ones.
+    Wipe "wipe" Amnesia,
+    /// A copy of one node's disks is made; later it takes their place.
+    OldCopy "old-copy" Amnesia,
 }
 
 /// How messages travel.
@@ -256,6 +262,7 @@ impl Plan {
         }
         let wanted: &[Fault] = match profile {
             Profile::Rot => &[Fault::BitRot, Fault::Misdirect, Fault::StaleBlock],
+            Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
             _ => &[],
         };
         if !wanted.is_empty() && !faults.iter().any(|fault| wanted.contains(fault)) {

@@ -164,6 +164,7 @@ fn phases(world: &mut World) -> Step {
     end_phase(world, &first)?;
     heal_everything(world);
     settle(world)?;
+    expect_refusals(world)?;
     read_everything(world)?;
     world.deep_check()?;
     check_history(world)
@@ -350,6 +351,22 @@ fn is_settled(world: &World) -> bool {
             && replicas.all(|other| (other.applied, other.last) == (first.applied, first.last))
     };
     quiet && up && (0..world.plan.groups).all(agree)
+}
+
+/// A node that has lost its disk, or got an old copy of it, must have been refused by now.
+fn expect_refusals(world: &mut World) -> Step {
+    let end = world.now + CONVERGENCE_MAX;
+    loop {
+        let mut nodes = world.nodes.iter();
+        let Some(place) = nodes.position(|node| node.amnesiac && node.refused.is_none()) else {
+            return Ok(());
+        };
+        if world.now > end {
+            let text = format!("node {} may have forgotten promises, and is let in", place + 1);
+            return Err(world.failure("amnesia", text));
+        }
+        world.run_until(world.now + 50 * MS)?;
+    }
 }
 
 /// One last look at every key: an acknowledged write that is gone shows here.

@@ -301,6 +301,7 @@ impl World {
             Arrival::Tick => {
                 core.handle(Input::Tick { at: wall });
                 storage.tick();
+                self.dial_all(host);
             }
             Arrival::Commands(commands) => {
                 let taken = state.take(&commands, wall);
@@ -341,11 +342,15 @@ impl World {
                 Err(error) => return Ok(Err(error.to_string())),
             },
             Arrival::TaskRetry => self.start_task(host),
+            Arrival::BookSaved { version, starts } => {
+                self.book_saved(host, version, starts)?;
+            }
+            Arrival::PeerRefused { by, text } => return self.peer_refused(host, by, text),
         }
         Ok(Ok(()))
     }
 
-    fn take_frame(&mut self, host: usize, frame: Frame) -> Step {
+    pub(crate) fn take_frame(&mut self, host: usize, frame: Frame) -> Step {
         let link = frame.link;
         match self.net.arrive(frame) {
             Arrived::Messages(from, messages) => {
@@ -357,6 +362,7 @@ impl World {
                 }
                 Ok(())
             }
+            Arrived::Hello => self.meet(link),
             Arrived::Nothing => Ok(()),
             Arrived::Refused => {
                 self.break_link(link);
@@ -447,7 +453,7 @@ impl World {
     }
 
     /// When a disk operation that starts now completes.
-    fn plan_disk(&mut self, host: usize, arrival: Arrival) {
+    pub(crate) fn plan_disk(&mut self, host: usize, arrival: Arrival) {
         let (shortest, longest) = self.plan.disk.latency;
         let latency = self.rng.between(shortest, longest) * self.hosts[host].disk_slowness;
         let at = (self.now + latency).max(self.hosts[host].stuck_until);
@@ -474,10 +480,8 @@ impl World {
 
     fn send_remote(&mut self, host: usize, target: usize, messages: Vec<PeerMessage>) {
         let link = self.net.link(host, target);
-        let peer_is_up = self.nodes[self.node_of(target)].up;
-        if let Some(hello) = self.net.connect(link, self.now, peer_is_up) {
-            self.travel(hello);
-        } else if self.net.is_down(link) {
+        self.dial(host, target);
+        if self.net.is_down(link) {
             // Forwarded commands were certainly not executed; the rest is repeated anyway.
             let (to, life) = (self.hosts[target].addr, self.hosts[host].life);
             for message in messages {
