@@ -125,6 +125,7 @@ impl Recovery {
             let oldest = group.shards.values().map(|(begin, _)| begin).min_by_key(|b| b.at.index);
             store.set_clock(oldest.map_or(0, |begin| begin.clock));
         }
+        let commit = group.commit();
         for (_, shard) in group.shards.into_values() {
             store.replace_shard(shard);
         }
@@ -134,6 +135,7 @@ impl Recovery {
             membership: group.base_membership,
             runs: group.runs,
             last: group.last,
+            commit,
             tail: group.tail.into(),
             memberships: group.memberships,
         };
@@ -195,6 +197,16 @@ impl GroupRecovery {
         let missing = shards_of(id, map)
             .find(|shard| self.shards.get(shard).is_none_or(|(begin, _)| begin.at.index < base))?;
         Some(format!("shard {} has no snapshot at or after {base}", missing.0))
+    }
+
+    /// Up to where the log is certainly committed: shards are only snapshotted there, and what
+    /// comes before an equal entry is equal. Without this a leader whose shards are ahead of its
+    /// base could not bring up a follower that it needs to commit anything (nobody may send a
+    /// snapshot of what it has not applied yet).
+    fn commit(&self) -> LogIndex {
+        let taken = self.shards.values().map(|(begin, _)| begin.at);
+        let ours = taken.filter(|at| self.term_of(at.index) == Some(at.term));
+        ours.map(|at| at.index).max().unwrap_or_default()
     }
 
     fn clear(&mut self) {
@@ -395,6 +407,26 @@ mod tests {
         let why = damaged(healed.clone());
         assert_eq!(why, "shard 0 has no snapshot at or after 7");
         assert_eq!(runs(&recover(healed)), [(8, 2)]);
+    }
+
+    /// A shard that was snapshotted after the base shows that the log is committed up to there,
+    /// if the log holds the same entry.
+    #[test]
+    fn snapshots_show_what_is_committed() {
+        let map = map_of(1, 1, 1, 1);
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        let group = GroupId::new(0);
+        for (at, want) in [(position(3, 1), 3), (position(3, 2), 0), (position(9, 2), 0)] {
+            let shard = Store::blank_shard(ShardId(0), &map, &hasher);
+            let mut frozen = crate::snapshot::Frozen::new(&shard, at, 0);
+            let (end, whole) = frozen.next(1);
+            assert!(whole, "it is empty");
+            let state = [frozen.begin.encode(), end];
+            let state = state.map(|payload| Record::State { group, payload });
+            let log = [entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 2)];
+            let recovered = recover(log.into_iter().chain(state));
+            assert_eq!(recovered.commit, LogIndex::new(want), "{at:?}");
+        }
     }
 
     /// Memory at the start is bounded; what is left out is loaded on demand.

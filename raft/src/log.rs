@@ -45,7 +45,7 @@ impl Log {
             handed: recovered.last,
             durable: recovered.last,
             writing: VecDeque::new(),
-            commit: base.index,
+            commit: base.index.max(recovered.commit),
             delivered: base.index,
             applied: base.index,
         };

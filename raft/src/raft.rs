@@ -40,6 +40,8 @@ pub struct Recovered {
     pub runs: Vec<LogPosition>,
     /// Last entry; `base.index` if there are none.
     pub last: LogIndex,
+    /// All entries up to here are known to be committed; anything up to `base` says nothing new.
+    pub commit: LogIndex,
     /// Contiguous entries that end with `last`, kept in memory; older ones are loaded on demand.
     pub tail: Vec<Entry>,
     /// All membership entries after `base`, in order.

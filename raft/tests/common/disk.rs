@@ -110,6 +110,7 @@ impl Disk {
             membership: self.membership.clone(),
             runs,
             last: self.last(),
+            commit: LogIndex::ZERO,
             tail: self.entries[tail_from..].to_vec(),
             memberships: self.entries.iter().filter(is_membership).cloned().collect(),
         }
