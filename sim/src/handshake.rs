@@ -2,6 +2,7 @@
 //! the node (`coracle_net::peers`), and the same order: a start that is new is written down
 //! durably before anything else is taken from its link.
 
+use coracle_engine::CoreAddr;
 use coracle_net::peers::{Lineage, Meeting, PeerBook, Start};
 use coracle_raft::NodeId;
 
@@ -37,6 +38,13 @@ impl Acquaintances {
 }
 
 impl World {
+    /// Whether a core belongs to a node that may have forgotten what it promised. Nothing holds
+    /// for its replicas: leaders that count on what it had may make it commit anything. It must
+    /// only not be listened to.
+    pub(crate) fn is_amnesiac(&self, addr: CoreAddr) -> bool {
+        self.nodes[self.node_of_addr(addr)].amnesiac
+    }
+
     /// A node is about to talk to others.
     pub(crate) fn count_start(&mut self, node: usize) {
         let nonce = self.rng.next();

@@ -246,6 +246,7 @@ impl Plan {
                 Profile::Network,
                 Profile::Disk,
                 Profile::Rot,
+                Profile::Amnesia,
             ]),
             chosen => chosen,
         };

@@ -1,6 +1,6 @@
 //! What clients do in a run: send, wait, give up, reconnect, write down.
 
-use coracle_net::resp::encode_request;
+use coracle_net::resp::{self, encode_request};
 
 use crate::client::{self, Expect, Open, Verdict};
 use crate::history::Outcome;
@@ -185,5 +185,13 @@ impl World {
         }
         self.reconnect(client, None);
         self.client_later(client);
+    }
+
+    /// Decodes an answer as a client does.
+    fn parse(&self, bytes: &[u8]) -> Result<coracle_engine::Reply, Failure> {
+        match resp::parse_reply(bytes) {
+            Ok(Some((reply, used))) if used == bytes.len() => Ok(reply),
+            other => Err(self.failure("codec", format!("an answer is parsed as {other:?}"))),
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use coracle_engine::{
     ClusterMap, CoreAddr, CoreId, CoreStats, Drain, Input, PeerMessage, not_sent, testing,
 };
-use coracle_net::resp;
 use coracle_raft::NodeId;
 
 use crate::client::Client;
@@ -373,6 +372,7 @@ impl World {
     }
 
     fn write_done(&mut self, host: usize, job: Job) -> Result<(), String> {
+        let amnesiac = self.is_amnesiac(self.hosts[host].addr);
         let state = &mut self.hosts[host];
         let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
             return Ok(());
@@ -380,7 +380,9 @@ impl World {
         let fails = std::mem::take(&mut state.write_fails);
         match storage.write_done(job, fails) {
             Ok(Some(durable)) => {
-                self.invariants.durable(state.addr, &durable.records);
+                if !amnesiac {
+                    self.invariants.durable(state.addr, &durable.records);
+                }
                 core.handle(Input::Persisted(durable.batch));
                 Ok(())
             }
@@ -410,8 +412,10 @@ impl World {
         }
         self.observe(host)?;
         let addr = self.hosts[host].addr;
-        let sent = self.invariants.sent(addr, &effects.sends);
-        sent.map_err(|violation| self.violation(&violation))?;
+        if !self.is_amnesiac(addr) {
+            let sent = self.invariants.sent(addr, &effects.sends);
+            sent.map_err(|violation| self.violation(&violation))?;
+        }
         self.start_writes(host);
         self.start_task(host);
         self.send(host, effects.sends.drain(..));
@@ -530,6 +534,7 @@ impl World {
 
     /// Checks and records what a turn has changed.
     fn observe(&mut self, host: usize) -> Step {
+        let node = self.node_of(host);
         let Host { addr, core: Some(core), seen, .. } = &mut self.hosts[host] else {
             return Ok(());
         };
@@ -547,14 +552,19 @@ impl World {
             let (role, term, commit) = (status.role, status.term, status.commit);
             *last = Seen { group: last.group, role, term, commit };
         }
+        if self.nodes[node].amnesiac {
+            return Ok(());
+        }
         let checked = self.invariants.observe(*addr, core);
         checked.map_err(|violation| self.violation(&violation))
     }
 
     /// The costly checks.
     pub(crate) fn deep_check(&mut self) -> Step {
-        let hosts = &self.hosts;
-        let mut cores = hosts.iter().filter_map(|host| Some((host.addr, host.core.as_ref()?)));
+        let (nodes, per_node) = (&self.nodes, usize::from(self.plan.cores));
+        let whole = |place: usize| !nodes[place / per_node].amnesiac;
+        let hosts = self.hosts.iter().enumerate().filter(|(place, _)| whole(*place));
+        let mut cores = hosts.filter_map(|(_, host)| Some((host.addr, host.core.as_ref()?)));
         let checked = self.invariants.observe_deep(&mut cores);
         checked.map_err(|violation| self.violation(&violation))
     }
@@ -588,13 +598,5 @@ impl World {
 
     pub(crate) fn violation(&self, violation: &crate::invariants::Violation) -> Failure {
         self.failure(violation.invariant, violation.to_string())
-    }
-
-    /// Decodes an answer as a client does.
-    pub(crate) fn parse(&self, bytes: &[u8]) -> Result<coracle_engine::Reply, Failure> {
-        match resp::parse_reply(bytes) {
-            Ok(Some((reply, used))) if used == bytes.len() => Ok(reply),
-            other => Err(self.failure("codec", format!("an answer is parsed as {other:?}"))),
-        }
     }
 }
