@@ -215,7 +215,7 @@ impl HotLoop {
                 Exit::WrongIdentity,
                 "most other nodes refuse this one because of its data directory",
                 text,
-                "see above; nothing of what the other nodes hold is lost",
+                "start it with its own, newest data directory, or leave it stopped",
             ));
         }
         Ok(())
