@@ -31,7 +31,10 @@ pub(crate) enum Arrival {
         epoch: u64,
     },
     /// A connection that another core dialled has ended.
-    PeerEnded(CoreAddr),
+    PeerEnded {
+        link: usize,
+        epoch: u64,
+    },
     /// A forwarded command never left.
     NotSent {
         to: CoreAddr,

@@ -12,6 +12,8 @@ use crate::report::Failure;
 use crate::storage::Storage;
 use crate::world::{Event, Step, World};
 
+/// Writes of one log in flight, as in the node.
+const WRITES_IN_FLIGHT: usize = 4;
 /// How soon a supervisor starts a process again.
 const RESTART: (Micros, Micros) = (100 * MS, 3 * SECOND);
 
@@ -80,10 +82,11 @@ impl World {
                 let after = self.silence(power);
                 self.queue.push(self.now + after, Event::ArriveAny { host: from, arrival });
             } else if own.contains(&from) && !own.contains(&to) {
-                self.net.forget(link);
-                let arrival = Arrival::PeerEnded(self.net.links[link].from);
-                let after = self.silence(power);
-                self.queue.push(self.now + after, Event::ArriveAny { host: to, arrival });
+                let (epoch, due) = self.net.forget(link);
+                let arrival = Arrival::PeerEnded { link, epoch };
+                // The end of a stream comes after its bytes.
+                let end = due.max(self.now + self.silence(power));
+                self.queue.push(end, Event::ArriveAny { host: to, arrival });
             }
         }
         for client in 0..self.clients.len() {
@@ -150,6 +153,7 @@ impl World {
             segment_bytes: self.plan.disk.segment_bytes,
             batch_bytes_max: 32 << 10,
             groups_max: 16,
+            inflight_max: WRITES_IN_FLIGHT,
             salt_seed: self.rng.next().max(1),
             ..Options::default()
         };

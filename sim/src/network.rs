@@ -4,7 +4,7 @@
 //! in order or not at all. With datagrams on, consensus messages leave the stream and may be
 //! lost, doubled or overtaken: raft has to stand that whatever carries it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_engine::{CoreAddr, PeerMessage};
 use coracle_net::frame::{self, Decoder, FrameBuf, Hello, Incoming};
@@ -25,6 +25,9 @@ pub(crate) struct Link {
     pub(crate) to: CoreAddr,
     /// Counts connections and their ends; frames of another one are nobody's.
     pub(crate) epoch: u64,
+    /// A connection whose sender died, until its receiver learns that: what the sender had
+    /// handed to its kernel still arrives.
+    orphan: Option<u64>,
     state: State,
     decoder: Decoder,
     greeted: bool,
@@ -75,8 +78,9 @@ pub(crate) struct Network {
     pub(crate) links: Vec<Link>,
     plan: NetPlan,
     hosts: usize,
-    /// Directions between nodes, by place, in which nothing passes.
-    cut: BTreeSet<(usize, usize)>,
+    /// Directions between nodes, by place, in which nothing passes, and how many faults see to
+    /// that.
+    cut: BTreeMap<(usize, usize), u32>,
     /// Nodes whose messages take this much longer.
     slow: Vec<Micros>,
     pub(crate) corrupting: bool,
@@ -98,6 +102,7 @@ impl Network {
                     from,
                     to,
                     epoch: 0,
+                    orphan: None,
                     state: State::Down { until: 0 },
                     decoder: Decoder::new(),
                     greeted: false,
@@ -113,7 +118,7 @@ impl Network {
             links,
             plan,
             hosts: addrs.len(),
-            cut: BTreeSet::new(),
+            cut: BTreeMap::new(),
             slow: vec![0; addrs.len() / cores],
             corrupting: false,
             spared: BTreeSet::new(),
@@ -145,18 +150,25 @@ impl Network {
             .collect()
     }
 
-    /// Lets nothing pass from one node to another.
+    /// Lets nothing pass from one node to another, until [`Network::heal`] has been called as
+    /// often.
     pub(crate) fn cut(&mut self, from: usize, to: usize) {
         if from != to {
-            self.cut.insert((from, to));
+            *self.cut.entry((from, to)).or_default() += 1;
         }
     }
 
-    /// Lets messages pass again. Returns links that broke, and frames that were held back.
+    /// Ends one cut. If it was the last one of this direction, messages pass again: returns links
+    /// that broke, and frames that were held back.
     pub(crate) fn heal(&mut self, from: usize, to: usize) -> (Vec<usize>, Vec<Frame>) {
         let (mut broken, mut late) = (Vec::new(), Vec::new());
-        if !self.cut.remove(&(from, to)) {
-            return (broken, late);
+        match self.cut.get_mut(&(from, to)) {
+            Some(cuts) if *cuts > 1 => {
+                *cuts -= 1;
+                return (broken, late);
+            }
+            Some(_) => drop(self.cut.remove(&(from, to))),
+            None => return (broken, late),
         }
         for link in self.links_between(from, to) {
             let (a, b) = self.ends(link);
@@ -175,12 +187,17 @@ impl Network {
 
     /// Whether messages pass between two nodes, both ways.
     pub(crate) fn is_joined(&self, a: usize, b: usize) -> bool {
-        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
+        !self.is_cut(a, b) && !self.is_cut(b, a)
     }
 
-    /// All directions that are cut.
+    /// All cuts; a direction that is cut several times is there several times.
     pub(crate) fn cuts(&self) -> Vec<(usize, usize)> {
-        self.cut.iter().copied().collect()
+        let cuts = self.cut.iter();
+        cuts.flat_map(|(&pair, &count)| std::iter::repeat_n(pair, count as usize)).collect()
+    }
+
+    fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.cut.contains_key(&(from, to))
     }
 
     pub(crate) fn set_slow(&mut self, node: usize, more: Micros) {
@@ -281,7 +298,7 @@ impl Network {
         let link = frame.link;
         let (from, to) = self.ends(link);
         let (from, to) = (from / self.cores, to / self.cores);
-        if self.cut.contains(&(from, to)) {
+        if self.is_cut(from, to) {
             self.frames_lost += 1;
             if frame.datagram {
                 return Travel::default();
@@ -324,6 +341,9 @@ impl Network {
     /// Decodes a frame at its receiver.
     pub(crate) fn arrive(&mut self, frame: Frame) -> Arrived {
         let link = &mut self.links[frame.link];
+        if link.orphan == Some(frame.epoch) {
+            return last_words(link.from, frame);
+        }
         if frame.epoch != link.epoch || link.state != State::Up {
             return Arrived::Nothing;
         }
@@ -375,6 +395,7 @@ impl Network {
     /// The connection of a link ends. Whether there was one.
     pub(crate) fn break_link(&mut self, link: usize) -> bool {
         let state = &mut self.links[link];
+        state.orphan = None;
         if state.state != State::Up {
             return false;
         }
@@ -396,14 +417,27 @@ impl Network {
         true
     }
 
-    /// The sender is a new process: it knows nothing of old connections.
-    pub(crate) fn forget(&mut self, link: usize) {
+    /// The sender is gone, and its next process knows nothing of old connections. What is on the
+    /// way arrives until [`Network::receiver_knows`]. Returns the connection that is over, and
+    /// when the last of its bytes arrive.
+    pub(crate) fn forget(&mut self, link: usize) -> (u64, Micros) {
         let state = &mut self.links[link];
+        let over = state.epoch;
+        state.orphan = (state.state == State::Up).then_some(over);
         state.epoch += 1;
         state.state = State::Down { until: 0 };
         state.backoff = 0;
         state.end_handshake();
         state.held.clear();
+        (over, state.due)
+    }
+
+    /// The receiver has learned that the connection of a dead sender is over.
+    pub(crate) fn receiver_knows(&mut self, link: usize, epoch: u64) {
+        let state = &mut self.links[link];
+        if state.orphan == Some(epoch) {
+            state.orphan = None;
+        }
     }
 
     /// A message came through: the next attempt after a loss is made soon.
@@ -416,6 +450,20 @@ impl Link {
     fn end_handshake(&mut self) {
         self.hello = None;
         self.waiting.clear();
+    }
+}
+
+/// A frame of a sender that has died since. Damage to it is nothing that a dead link could show.
+fn last_words(from: CoreAddr, frame: Frame) -> Arrived {
+    let mut decoder = Decoder::new();
+    decoder.push(&frame.bytes);
+    let mut received = Vec::new();
+    while let Ok(Some(Incoming::Messages(messages))) = decoder.next() {
+        received.extend(messages);
+    }
+    match frame.damaged {
+        None if !received.is_empty() => Arrived::Messages(from, received),
+        _ => Arrived::Nothing,
     }
 }
 
@@ -435,5 +483,203 @@ impl Frame {
             datagram: self.datagram,
             damaged: self.damaged.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_engine::{CoreId, not_sent};
+    use coracle_raft::NodeId;
+
+    use super::*;
+
+    /// Three nodes of one core, one link of which is up and greeted.
+    struct Rig {
+        net: Network,
+        link: usize,
+    }
+
+    fn plan() -> NetPlan {
+        NetPlan {
+            delay: (10, 20),
+            spikes: 0.0,
+            datagrams: false,
+            loss: 0.0,
+            duplicates: 0.0,
+            reorder: 0.0,
+            corrupt: 1.0,
+        }
+    }
+
+    fn message(id: u64) -> PeerMessage {
+        PeerMessage::ForwardReply { id, reply: not_sent() }
+    }
+
+    impl Rig {
+        fn new(seed: u64, plan: NetPlan) -> Self {
+            let addr = |node| CoreAddr { node: NodeId::new(node), core: CoreId(0) };
+            let mut net = Network::new(seed, plan, &[addr(1), addr(2), addr(3)], 1);
+            let link = net.link(0, 1);
+            let hello = net.connect(link, 0, true).expect("nothing is in the way");
+            let mut rig = Self { net, link };
+            assert!(rig.arrive(hello).is_empty());
+            rig
+        }
+
+        fn send(&mut self, id: u64) -> Frame {
+            let mut frames = self.net.encode(self.link, vec![message(id)]);
+            assert_eq!(frames.len(), 1);
+            frames.remove(0)
+        }
+
+        /// The numbers of the messages that a frame brings.
+        fn arrive(&mut self, frame: Frame) -> Vec<u64> {
+            match self.net.arrive(frame) {
+                Arrived::Messages(_, messages) => messages.iter().map(number).collect(),
+                Arrived::Nothing => Vec::new(),
+                Arrived::Refused => panic!("refused"),
+                Arrived::Forged(text) => panic!("{text}"),
+            }
+        }
+    }
+
+    fn number(message: &PeerMessage) -> u64 {
+        match message {
+            PeerMessage::ForwardReply { id, .. } => *id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_stream_keeps_its_order() {
+        let mut rig = Rig::new(1, plan());
+        let mut last = 0;
+        for id in 0..200 {
+            let frame = rig.send(id);
+            let mut arrivals = rig.net.travel(frame, id).arrivals;
+            let (at, frame) = arrivals.pop().expect("it arrives");
+            assert!(arrivals.is_empty() && at >= last && at >= id + 10);
+            last = at;
+            assert_eq!(rig.arrive(frame), [id]);
+        }
+    }
+
+    #[test]
+    fn a_cut_holds_frames_back_until_they_come_late_or_the_link_breaks() {
+        let (mut late_runs, mut broken_runs) = (0, 0);
+        for seed in 0..50 {
+            let mut rig = Rig::new(seed, plan());
+            rig.net.cut(0, 1);
+            let frame = rig.send(7);
+            assert!(rig.net.travel(frame, 0).arrivals.is_empty());
+            let (broken, late) = rig.net.heal(0, 1);
+            late_runs += late.len();
+            broken_runs += broken.len();
+            for frame in late {
+                let (_, frame) = rig.net.travel(frame, 0).arrivals.remove(0);
+                assert_eq!(rig.arrive(frame), [7]);
+            }
+        }
+        assert_eq!(late_runs + broken_runs, 50);
+        assert!(late_runs > 10 && broken_runs > 10, "{late_runs} late, {broken_runs} broken");
+    }
+
+    #[test]
+    fn two_cuts_of_a_direction_need_two_ends() {
+        let mut rig = Rig::new(1, plan());
+        rig.net.cut(0, 1);
+        rig.net.cut(0, 1);
+        assert_eq!(rig.net.cuts(), [(0, 1), (0, 1)]);
+        rig.net.heal(0, 1);
+        assert!(rig.net.is_cut(0, 1));
+        rig.net.heal(0, 1);
+        assert!(!rig.net.is_cut(0, 1));
+        rig.net.heal(0, 1);
+        assert!(rig.net.cuts().is_empty(), "one end too many is harmless");
+    }
+
+    #[test]
+    fn a_cut_of_one_direction_lets_the_other_pass_but_no_new_connection() {
+        let mut rig = Rig::new(1, plan());
+        rig.net.cut(1, 0);
+        let frame = rig.send(1);
+        assert_eq!(rig.net.travel(frame, 0).arrivals.len(), 1);
+        let other = rig.net.link(1, 0);
+        assert!(rig.net.connect(other, 0, true).is_none());
+        assert!(rig.net.break_link(rig.link));
+        let epoch = rig.net.links[rig.link].epoch;
+        assert!(rig.net.sender_knows(rig.link, epoch, 0));
+        assert!(rig.net.connect(rig.link, 10 * MS, true).is_none(), "too soon");
+        assert!(rig.net.connect(rig.link, 2000 * MS, true).is_none(), "no answer comes back");
+        rig.net.heal(1, 0);
+        assert!(rig.net.connect(rig.link, 2000 * MS, true).is_some());
+    }
+
+    #[test]
+    fn frames_of_a_connection_that_broke_are_nobodys() {
+        let mut rig = Rig::new(1, plan());
+        let frame = rig.send(1);
+        assert!(rig.net.break_link(rig.link));
+        assert!(rig.arrive(frame).is_empty());
+        assert!(rig.net.encode(rig.link, vec![message(2)]).is_empty(), "nobody is there");
+        assert!(!rig.net.is_down(rig.link), "its sender does not know it yet");
+    }
+
+    #[test]
+    fn what_a_process_has_sent_arrives_although_it_dies() {
+        let mut rig = Rig::new(1, plan());
+        let (first, second) = (rig.send(1), rig.send(2));
+        let (over, _) = rig.net.forget(rig.link);
+        assert_eq!(rig.arrive(first), [1]);
+        let hello = rig.net.connect(rig.link, 5, true).expect("its next process");
+        assert!(rig.arrive(hello).is_empty());
+        let new = rig.send(3);
+        assert_eq!(rig.arrive(new), [3]);
+        rig.net.receiver_knows(rig.link, over);
+        assert!(rig.arrive(second).is_empty(), "the stream has ended");
+    }
+
+    #[test]
+    fn nothing_arrives_at_a_process_that_is_gone() {
+        let mut rig = Rig::new(1, plan());
+        let frame = rig.send(1);
+        rig.net.forget(rig.link);
+        rig.net.break_link(rig.link);
+        assert!(rig.arrive(frame).is_empty());
+    }
+
+    #[test]
+    fn changed_bytes_are_refused_but_never_between_spared_nodes() {
+        let mut rig = Rig::new(1, plan());
+        rig.net.corrupting = true;
+        for id in 0..100 {
+            let frame = rig.send(id);
+            assert!(matches!(rig.net.arrive(frame), Arrived::Refused), "{id}");
+            rig = Rig::new(id, plan());
+            rig.net.corrupting = true;
+        }
+        rig.net.spared = [0, 1].into();
+        let frame = rig.send(5);
+        assert_eq!(rig.arrive(frame), [5]);
+    }
+
+    #[test]
+    fn datagrams_are_lost_doubled_and_overtaken() {
+        let rough = NetPlan { datagrams: true, loss: 0.2, duplicates: 0.2, reorder: 0.5, ..plan() };
+        let mut rig = Rig::new(1, rough);
+        let (mut lost, mut doubled, mut late) = (0, 0, 0);
+        for id in 0..500 {
+            let frame = Frame { datagram: true, ..rig.send(id) };
+            let arrivals = rig.net.travel(frame, 0).arrivals;
+            lost += usize::from(arrivals.is_empty());
+            doubled += usize::from(arrivals.len() == 2);
+            late += usize::from(arrivals.last().is_some_and(|(at, _)| *at > 20));
+            for (_, frame) in arrivals {
+                assert_eq!(rig.arrive(frame), [id]);
+            }
+        }
+        assert!((60..140).contains(&lost), "{lost} lost");
+        assert!((40..120).contains(&doubled), "{doubled} doubled");
+        assert!((130..270).contains(&late), "{late} late");
     }
 }

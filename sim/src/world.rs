@@ -319,7 +319,10 @@ impl World {
                     core.handle(Input::PeerLost(self.net.links[link].to));
                 }
             }
-            Arrival::PeerEnded(from) => core.handle(Input::PeerLost(from)),
+            Arrival::PeerEnded { link, epoch } => {
+                self.net.receiver_knows(link, epoch);
+                core.handle(Input::PeerLost(self.net.links[link].from));
+            }
             Arrival::NotSent { to, id } => {
                 let message = PeerMessage::ForwardReply { id, reply: not_sent() };
                 core.handle(Input::Peer { from: to, message });
@@ -528,7 +531,7 @@ impl World {
         let (sender, receiver) = (self.host_at(from), self.host_at(to));
         self.queue.push(soon, Event::ArriveAny { host: sender, arrival });
         let later = self.now + self.rng.between(50, 5 * MS);
-        let arrival = Arrival::PeerEnded(from);
+        let arrival = Arrival::PeerEnded { link, epoch };
         self.queue.push(later, Event::ArriveAny { host: receiver, arrival });
     }
 
