@@ -423,7 +423,7 @@ impl Network {
     pub(crate) fn forget(&mut self, link: usize) -> (u64, Micros) {
         let state = &mut self.links[link];
         let over = state.epoch;
-        state.orphan = (state.state == State::Up).then_some(over);
+        state.orphan = (state.state == State::Up && state.greeted).then_some(over);
         state.epoch += 1;
         state.state = State::Down { until: 0 };
         state.backoff = 0;
