@@ -228,3 +228,46 @@ fn a_group_whose_records_do_not_add_up_is_left_out() {
         crate::Core::new(crate::CoreConfig::new(addr(1, 0), cluster.map().clone()), recovery);
     assert_eq!(core.groups_hosted().count(), 0);
 }
+
+/// A leader that starts from shards of different ages serves a follower that needs a snapshot,
+/// although the two of them are the only quorum: what the newest shard holds is committed.
+/// (Simulator: mix 20 215, when the third replica was damaged.)
+#[test]
+fn a_restarted_leader_and_a_replica_far_behind_are_a_quorum() {
+    for seed in 1..=6 {
+        let mut cluster = cluster(1, seed);
+        let (leader, behind, dead) = (addr(1, 0), addr(2, 0), addr(3, 0));
+        write_some(&mut cluster, leader, 0, 50);
+        cluster.kill(behind.node.get());
+        cluster.run(1500);
+        write_some(&mut cluster, leader, 50, 300);
+        for part in 0..2000 {
+            if base(&cluster, leader, 0) > LogIndex::new(200) {
+                break;
+            }
+            cluster.checkpoint(2000);
+            write_some(&mut cluster, leader, 300 + part, 301 + part);
+        }
+        cluster.kill(leader.node.get());
+        cluster.kill(dead.node.get());
+        cluster.start(leader.node.get());
+        let oldest = base(&cluster, leader, 0);
+        assert!(oldest > LogIndex::new(200), "the log was not cut");
+        assert!(
+            cluster.core(leader).groups[0].is_ahead(),
+            "seed {seed}: all shards are of one age"
+        );
+        cluster.start(behind.node.get());
+        cluster.wait_for_leaders();
+        let serves = cluster.run_until(5000, |cluster| {
+            let status = cluster.core(leader).group_status(GroupId::new(0));
+            status.is_some_and(|status| status.commit == status.last)
+        });
+        let status = cluster.core(leader).group_status(GroupId::new(0));
+        assert!(serves, "seed {seed}: {status:?}");
+        write_some(&mut cluster, behind, 0, 20);
+        assert_eq!(cluster.core(behind).stats().snapshots_installed, 1, "seed {seed}");
+        cluster.start(dead.node.get());
+        cluster.assert_replicas_agree();
+    }
+}
