@@ -20,7 +20,8 @@ pub(crate) struct SimDisk {
 struct State {
     /// File operations until the process dies; none: it lives.
     left: Option<u32>,
-    full: bool,
+    /// Bytes by which files may still grow; none: no limit.
+    free: Option<u64>,
     unreadable: bool,
     /// Takes what an error hides: operations after the death change nothing.
     died: bool,
@@ -54,9 +55,9 @@ impl SimDisk {
         self.lock().died
     }
 
-    /// Whether there is no space for new files.
-    pub(crate) fn set_full(&self, full: bool) {
-        self.lock().full = full;
+    /// How many bytes are left for new files; none: as many as they want.
+    pub(crate) fn set_free(&self, free: Option<u64>) {
+        self.lock().free = free;
     }
 
     /// Whether reading fails.
@@ -181,9 +182,13 @@ impl SimDisk {
         }
     }
 
-    fn space(&self) -> io::Result<()> {
-        if self.lock().full {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"));
+    /// Takes space for a file that grows.
+    fn grow(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        if let Some(free) = &mut state.free {
+            *free = free.checked_sub(bytes).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::StorageFull, "no space left on the device")
+            })?;
         }
         Ok(())
     }
@@ -208,7 +213,7 @@ impl Disk for SimDisk {
 
     fn create(&self, name: &str) -> io::Result<MemFile> {
         self.change()?;
-        self.space()?;
+        self.grow(1)?;
         self.mem.create(name)
     }
 
@@ -225,6 +230,8 @@ impl Disk for SimDisk {
 
     fn write_at(&self, file: &MemFile, offset: u64, buffer: &[u8]) -> io::Result<usize> {
         self.change()?;
+        let end = offset + buffer.len() as u64;
+        self.grow(end.saturating_sub(self.mem.len(file)?))?;
         self.mem.write_at(file, offset, buffer)
     }
 
@@ -272,6 +279,20 @@ mod tests {
         disk.revive();
         assert_eq!(disk.len(&file).expect("there"), 0);
         disk.write_at(&file, 0, &[1; 4096]).expect("a new process");
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_does_not_grow() {
+        let disk = SimDisk::new();
+        disk.set_free(Some(4097));
+        let file = disk.create("a").expect("a little is left");
+        disk.write_at(&file, 0, &[1; 4096]).expect("just enough");
+        let error = disk.write_at(&file, 4096, &[1]).expect_err("it would grow");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        disk.write_at(&file, 0, &[2; 4096]).expect("overwriting needs no space");
+        assert!(disk.create("b").is_err());
+        disk.set_free(None);
+        disk.create("b").expect("there is space again");
     }
 
     #[test]

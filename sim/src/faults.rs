@@ -138,7 +138,8 @@ impl World {
             Fault::StuckDisk => {
                 let until = self.now + long;
                 for host in self.hosts_of(node) {
-                    self.hosts[host].stuck_until = until;
+                    let stuck = &mut self.hosts[host].stuck_until;
+                    *stuck = until.max(*stuck);
                 }
             }
             Fault::SlowDisk => {
@@ -156,7 +157,8 @@ impl World {
                 if !self.may_crash(node) {
                     return false;
                 }
-                let host = self.hosts_of(node).start;
+                let cores = self.hosts_of(node);
+                let host = cores.start + self.rng.below(cores.len() as u64) as usize;
                 self.hosts[host].write_fails = true;
             }
             Fault::ReadError => {
@@ -245,7 +247,9 @@ impl World {
 
     pub(crate) fn set_full(&mut self, node: usize, full: bool) {
         for host in self.hosts_of(node) {
-            self.hosts[host].disk.set_full(full);
+            // The last segment may be cut off in the middle.
+            let left = self.rng.below(2 * self.plan.disk.segment_bytes);
+            self.hosts[host].disk.set_free(full.then_some(left));
         }
     }
 

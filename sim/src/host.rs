@@ -43,7 +43,6 @@ pub(crate) enum Arrival {
     WriteDone(Job),
     LoadDone(Job),
     TaskDone,
-    TaskRetry,
     /// A version of the book of peers is durable.
     BookSaved {
         version: u64,

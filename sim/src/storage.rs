@@ -12,6 +12,9 @@ use crate::host::Lie;
 use crate::plan::DiskPlan;
 use crate::rng::Rng;
 
+/// Ticks between two attempts to make a segment on a full disk, as in the node.
+const FULL_PAUSE_TICKS: u32 = 20;
+
 /// What is under way has this number.
 pub(crate) type Job = u64;
 
@@ -33,6 +36,8 @@ pub(crate) struct Storage {
     open: VecDeque<(BatchSeq, Vec<Record>)>,
     owed_bytes: usize,
     idle: bool,
+    /// Ticks until a full disk is asked again.
+    pause_ticks: u32,
     lie: Option<Lie>,
     lied: Lied,
 }
@@ -69,6 +74,7 @@ impl Storage {
             open: VecDeque::new(),
             owed_bytes: 0,
             idle: true,
+            pause_ticks: 0,
             lie: None,
             lied: Lied::No,
         }
@@ -134,25 +140,31 @@ impl Storage {
         Some(job)
     }
 
-    /// A write reaches the disk, or fails.
+    /// A write reaches the disk, or fails: then any part of it may be there all the same.
     pub(crate) fn write_done(
         &mut self,
         job: Job,
         fails: bool,
+        rng: &mut Rng,
     ) -> Result<Option<Durable>, WalError> {
         let Some(op) = self.writes.remove(&job) else { return Ok(None) };
+        let disk = self.wal.disk();
         let result = match (fails, self.wal.file(op.segment)) {
-            (true, _) | (_, None) => Err(std::io::Error::other("the medium cannot be written")),
-            (false, Some(file)) => {
-                let disk = self.wal.disk();
-                match self.lie.take() {
-                    None => disk.write_dsync(file, op.offset, &op.buffer[..op.len]),
-                    Some(lie) => {
-                        self.lied = Lied::Yes;
-                        disk.write_lying(file, op.offset, &op.buffer[..op.len], lie)
-                    }
+            (_, None) => Err(std::io::Error::other("the segment of a write is gone")),
+            (true, Some(file)) => {
+                disk.write_torn(file, op.offset, &op.buffer[..op.len], rng);
+                match rng.chance(0.5) {
+                    true => Ok(op.len / 2),
+                    false => Err(std::io::Error::other("the medium cannot be written")),
                 }
             }
+            (false, Some(file)) => match self.lie.take() {
+                None => disk.write_dsync(file, op.offset, &op.buffer[..op.len]),
+                Some(lie) => {
+                    self.lied = Lied::Yes;
+                    disk.write_lying(file, op.offset, &op.buffer[..op.len], lie)
+                }
+            },
         };
         if self.lied == Lied::Covering(job) {
             self.lied = Lied::No;
@@ -179,20 +191,23 @@ impl Storage {
 
     /// Starts the next file work, if there is some and none is under way.
     pub(crate) fn start_task(&mut self) -> bool {
-        if self.task.is_none() {
+        if self.task.is_none() && self.pause_ticks == 0 {
             self.task = self.wal.wanted_segments().pop();
             return self.task.is_some();
         }
         false
     }
 
-    /// The file work is done. `Ok(false)`: the disk is full, try again later.
+    /// The file work is done. `Ok(false)`: the disk is full, and is asked again after a pause.
     pub(crate) fn task_done(&mut self) -> Result<bool, WalError> {
         let Some(task) = self.task.take() else { return Ok(true) };
         let done = task.run(self.wal.disk());
         let ready = match self.wal.segment_ready(done) {
             Ok(()) => Ok(true),
-            Err(WalError::NoSpace { .. }) => Ok(false),
+            Err(WalError::NoSpace { .. }) => {
+                self.pause_ticks = FULL_PAUSE_TICKS;
+                Ok(false)
+            }
             Err(error) => Err(error),
         };
         self.wal.take_released();
@@ -236,6 +251,7 @@ impl Storage {
 
     /// A tick has passed: a log that went quiet says on disk that it is durable.
     pub(crate) fn tick(&mut self) {
+        self.pause_ticks = self.pause_ticks.saturating_sub(1);
         if self.idle {
             self.wal.idle_watermark();
         }
@@ -259,5 +275,132 @@ impl Storage {
         if power {
             disk.lose_power(rng);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_raft::{HardState, Term};
+    use coracle_wal::Options;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId::new(0);
+
+    fn options() -> Options {
+        let (segment_bytes, batch_bytes_max) = (64 << 10, 16 << 10);
+        Options { segment_bytes, batch_bytes_max, groups_max: 16, ..Options::default() }
+    }
+
+    fn vote(term: u64) -> Record {
+        let hard_state = HardState { term: Term::new(term), vote: None };
+        Record::HardState { group: GROUP, hard_state }
+    }
+
+    /// A log whose first segment is ready.
+    fn open(disk: &SimDisk) -> Storage {
+        let (wal, _) = coracle_wal::recover(disk.clone(), options(), &mut |_| {}).expect("sound");
+        let mut storage = Storage::new(wal);
+        while !storage.may_seal() {
+            assert!(storage.start_task() && storage.task_done().expect("prepared"));
+        }
+        storage
+    }
+
+    /// What a new process reads: terms, and whether the group is damaged.
+    fn reopen(disk: &SimDisk) -> (Vec<u64>, bool) {
+        let mut terms = Vec::new();
+        let (_, report) = coracle_wal::recover(disk.clone(), options(), &mut |record| {
+            if let Record::HardState { hard_state, .. } = record {
+                terms.push(hard_state.term.get());
+            }
+        })
+        .expect("no log refuses to be read");
+        (terms, report.is_damaged(GROUP))
+    }
+
+    fn begin_write(storage: &mut Storage, number: u64) -> Job {
+        storage.append(BatchSeq::new(number), &[vote(number)]);
+        storage.start_write().expect("a segment is ready")
+    }
+
+    #[test]
+    fn a_write_is_durable_when_it_is_done_and_not_before() {
+        let (mut kept, mut lost) = (0, 0);
+        for seed in 0..40 {
+            let (disk, mut rng) = (SimDisk::new(), Rng::new(seed, "test"));
+            let mut storage = open(&disk);
+            let job = begin_write(&mut storage, 1);
+            let done = storage.write_done(job, false, &mut rng).expect("written");
+            assert_eq!(done.expect("durable").records, [vote(1)]);
+            begin_write(&mut storage, 2);
+            storage.crash(seed % 2 == 0, &mut rng);
+            match reopen(&disk) {
+                (terms, false) if terms == [1, 2] => kept += 1,
+                (terms, false) if terms == [1] => lost += 1,
+                other => panic!("seed {seed}: {other:?}"),
+            }
+        }
+        assert!(kept > 5 && lost > 5, "{kept} kept, {lost} lost");
+    }
+
+    #[test]
+    fn writes_that_end_in_the_wrong_order_are_durable_in_order() {
+        let (disk, mut rng) = (SimDisk::new(), Rng::new(1, "test"));
+        let mut storage = open(&disk);
+        let first = begin_write(&mut storage, 1);
+        let second = begin_write(&mut storage, 2);
+        assert!(storage.write_done(second, false, &mut rng).expect("written").is_none());
+        let done = storage.write_done(first, false, &mut rng).expect("written").expect("durable");
+        assert_eq!(done.records, [vote(1), vote(2)]);
+        assert_eq!(done.batch, BatchSeq::new(2));
+    }
+
+    #[test]
+    fn a_failed_write_ends_the_log_whatever_is_on_the_disk() {
+        let (mut there, mut gone) = (0, 0);
+        for seed in 0..40 {
+            let (disk, mut rng) = (SimDisk::new(), Rng::new(seed, "test"));
+            let mut storage = open(&disk);
+            let job = begin_write(&mut storage, 1);
+            assert!(storage.write_done(job, true, &mut rng).is_err(), "seed {seed}");
+            match reopen(&disk).0.is_empty() {
+                true => gone += 1,
+                false => there += 1,
+            }
+        }
+        assert!(there > 5 && gone > 5, "{there} there, {gone} gone");
+    }
+
+    #[test]
+    fn a_lie_is_damage_once_a_later_write_has_covered_it() {
+        for lie in [Lie::Misdirect, Lie::Stale] {
+            let (disk, mut rng) = (SimDisk::new(), Rng::new(1, "test"));
+            let mut storage = open(&disk);
+            storage.lie_next(lie);
+            for number in 1..=2 {
+                let job = begin_write(&mut storage, number);
+                assert_eq!(storage.is_lie_open(), number == 2);
+                storage.write_done(job, false, &mut rng).expect("so the disk says");
+            }
+            assert!(!storage.is_lie_open());
+            storage.crash(true, &mut rng);
+            assert!(reopen(&disk).1, "{lie:?} is not seen");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_asked_again_after_a_pause() {
+        let disk = SimDisk::new();
+        let mut storage = open(&disk);
+        disk.set_free(Some(0));
+        assert!(storage.start_task());
+        assert!(!storage.task_done().expect("not final"));
+        for _ in 0..FULL_PAUSE_TICKS {
+            assert!(!storage.start_task(), "it pauses");
+            storage.tick();
+        }
+        disk.set_free(None);
+        assert!(storage.start_task() && storage.task_done().expect("prepared"));
     }
 }

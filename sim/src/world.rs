@@ -333,17 +333,11 @@ impl World {
                     core.handle(input);
                 }
             }
-            Arrival::TaskDone => match storage.task_done() {
-                Ok(true) => {}
-                Ok(false) => {
-                    let life = state.life;
-                    let arrival = Arrival::TaskRetry;
-                    let event = Event::Arrive { host, life, arrival };
-                    self.queue.push(self.now + 200 * MS, event);
+            Arrival::TaskDone => {
+                if let Err(error) = storage.task_done() {
+                    return Ok(Err(error.to_string()));
                 }
-                Err(error) => return Ok(Err(error.to_string())),
-            },
-            Arrival::TaskRetry => self.start_task(host),
+            }
             Arrival::BookSaved { version, starts } => {
                 self.book_saved(host, version, starts)?;
             }
@@ -380,8 +374,10 @@ impl World {
         let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
             return Ok(());
         };
-        let fails = std::mem::take(&mut state.write_fails);
-        match storage.write_done(job, fails) {
+        // A node that dies with an open lie is damaged beyond what it can tell.
+        let fails = state.write_fails && !storage.is_lie_open();
+        state.write_fails &= !fails;
+        match storage.write_done(job, fails, &mut self.rng) {
             Ok(Some(durable)) => {
                 if !amnesiac {
                     self.invariants.durable(state.addr, &durable.records);
