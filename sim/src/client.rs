@@ -94,13 +94,14 @@ impl Client {
         self.protocol = if rng.chance(0.5) { Protocol::Resp2 } else { Protocol::Resp3 };
     }
 
-    /// What it does next: one command, or a pipeline on one key.
+    /// What it does next: one command, or several at once on one key.
     pub(crate) fn next(&mut self, plan: &LoadPlan, now: Micros, rng: &mut Rng) -> Vec<Call> {
         self.serial += 1;
         let tag = plan.tag(now);
         match rng.below(10) {
             0 => self.pipeline(plan, &tag, rng),
             1 => vec![self.expiring(&tag, rng)],
+            2 => self.burst(plan, &tag, rng),
             _ => vec![self.shared(plan, &tag, rng)],
         }
     }
@@ -110,11 +111,7 @@ impl Client {
         self.written += 1;
         let mut value = format!("{}.{};", self.id, self.written).into_bytes();
         let longest = plan.value_bytes_max as u64;
-        let len = if rng.chance(if longest > 10_000 { 0.3 } else { 0.1 }) {
-            rng.between(1, longest)
-        } else {
-            0
-        };
+        let len = if rng.chance(plan.long_values) { rng.between(1, longest) } else { 0 };
         value.resize(value.len().max(len as usize), b'.');
         value
     }
@@ -140,6 +137,20 @@ impl Client {
             _ => OpKind::Del,
         };
         op(&key, kind)
+    }
+
+    /// Commands on one shared key, sent at once: many that overlap in the history.
+    fn burst(&mut self, plan: &LoadPlan, tag: &str, rng: &mut Rng) -> Vec<Call> {
+        let first = self.shared(plan, tag, rng);
+        let mut calls = vec![first];
+        for _ in 0..rng.between(1, 4) {
+            let mut call = self.shared(plan, tag, rng);
+            while call.key != calls[0].key {
+                call = self.shared(plan, tag, rng);
+            }
+            calls.push(call);
+        }
+        calls
     }
 
     /// Keys that expire: their fate depends on clocks, but all replicas must agree on it.

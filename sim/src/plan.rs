@@ -179,6 +179,8 @@ pub struct LoadPlan {
     pub tags: u64,
     /// Length of the longest value.
     pub value_bytes_max: usize,
+    /// Share of values that are longer than a few bytes.
+    pub long_values: f64,
 }
 
 /// What one seed decides.
@@ -289,6 +291,8 @@ impl Plan {
             keys: rng.between(3, 24),
             tags: *rng.pick(&[1, 1, 3]),
             value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
+            // Many: logs outgrow what is kept in memory, and are read back.
+            long_values: *rng.pick(&[0.1, 0.1, 0.8]),
         };
         // The largest pieces of snapshots must fit into a segment.
         let segments: &[u64] = match load.value_bytes_max {
