@@ -28,14 +28,18 @@ pub(crate) struct Balance {
     handed_over_at: u64,
     /// Ticks to wait beyond the configured ones; grows while hand-overs do not last.
     extra_wait: u64,
+    /// The cluster starts: the others won what the last node to come is to lead. That is set
+    /// right at once, before there is much load.
+    is_first: bool,
     /// Times it was handed over because this core resigns.
     resignations: u8,
 }
 
 impl Balance {
-    /// Leadership has come here at `tick`.
-    pub(crate) const fn became_leader(&mut self, tick: u64) {
+    /// Leadership has come here at `tick`; `is_first` if this core has known no other leader.
+    pub(crate) const fn became_leader(&mut self, tick: u64, is_first: bool) {
         self.ready_since = tick;
+        self.is_first = is_first;
         if tick - self.handed_over_at > 4 * self.extra_wait {
             self.extra_wait = 0;
         }
@@ -116,7 +120,8 @@ impl Core {
             return;
         }
         let wait = u64::from(self.config.balance_after_ticks);
-        if self.ticks - balance.ready_since < wait + balance.extra_wait {
+        let due = if balance.is_first { 0 } else { wait } + balance.extra_wait;
+        if self.ticks - balance.ready_since < due {
             return;
         }
         if group.raft.transfer_leadership(preferred).is_ok() {

@@ -368,6 +368,7 @@ impl Core {
     fn leadership_changed(&mut self, place: usize, before: Leadership, now: Leadership) {
         let id = self.groups[place].id;
         let hint = &mut self.hints[id.get() as usize];
+        let is_first = hint.last.is_none();
         if now.term >= hint.term && now.leader.is_some() {
             *hint = LeaderHint { term: now.term, last: now.leader };
         }
@@ -376,7 +377,7 @@ impl Core {
         }
         if now.here && !(before.here && before.term == now.term) {
             self.counters.elections_won += 1;
-            self.balance[place].became_leader(self.ticks);
+            self.balance[place].became_leader(self.ticks, is_first);
             self.announce(vec![(id, now.term)]);
         }
         if now.leader.is_some() {

@@ -236,6 +236,22 @@ fn leadership_returns_to_the_preferred_leader() {
     assert!(cluster.run_until(4000, |c| c.leader(0) == Some(preferred)), "it never returned");
 }
 
+/// A node that starts after the others have elected leaders gets its leaderships at once.
+#[test]
+fn the_last_node_to_start_gets_its_leaderships() {
+    let mut cluster = Cluster::new(ClusterOptions::default());
+    cluster.kill(3);
+    let groups = 0..cluster.map().group_count();
+    assert!(cluster.run_until(2000, |c| groups.clone().all(|g| c.leader(g).is_some())));
+    assert_eq!(cluster.core(addr(1, 0)).stats().balanced, 0);
+    cluster.start(3);
+    let placed = |c: &Cluster| {
+        let preferred = |g| c.map().replicas(GroupId::new(g)).next();
+        groups.clone().all(|g| c.leader(g).map(|at| at.node) == preferred(g))
+    };
+    assert!(cluster.run_until(400, placed), "not placed soon");
+}
+
 /// A node that is about to stop leads nothing soon after, while its clients' and the others'
 /// writes go on without a single error.
 #[test]
