@@ -15,6 +15,7 @@ mod info;
 mod keys;
 mod mailbox;
 mod node_commands;
+mod pace;
 mod peers;
 mod segments;
 mod session;

@@ -4,6 +4,7 @@
 use coracle_wal::{Disk, SegmentDone, Wal, WalError};
 
 use super::background::{Background, Job};
+use super::pace::Pace;
 
 /// Ticks between two attempts to make a segment on a full disk.
 const FULL_PAUSE_TICKS: u32 = 20;
@@ -16,16 +17,19 @@ pub(super) struct Segments<D: Disk> {
     /// The last attempt to make a segment found no space.
     full: bool,
     pause_ticks: u32,
+    pace: Pace,
 }
 
 impl<D: Disk> Segments<D> {
     /// Runs tasks on `background`.
-    pub(super) const fn new(background: Background<SegmentDone<D::File>>) -> Self {
-        Self { background, refused: None, full: false, pause_ticks: 0 }
+    pub(super) fn new(background: Background<SegmentDone<D::File>>) -> Self {
+        let pace = Pace::default();
+        Self { background, refused: None, full: false, pause_ticks: 0, pace }
     }
 
     /// Hands over the next task, if one is wanted and the disk may be asked.
     pub(super) fn submit(&mut self, wal: &mut Wal<D>) {
+        self.pace.hurry(wal.spare_count() == 0);
         if self.pause_ticks > 0 {
             return;
         }
@@ -34,8 +38,11 @@ impl<D: Disk> Segments<D> {
             Some(job) => job,
             None => {
                 let Some(task) = wal.wanted_segments().pop() else { return };
-                let disk = wal.disk().clone();
-                Box::new(move || task.run(&disk))
+                let (disk, pace) = (wal.disk().clone(), self.pace.clone());
+                Box::new(move || {
+                    let mut filling = pace.begin();
+                    task.run_paced(&disk, &mut |bytes| filling.wait(bytes))
+                })
             }
         };
         if let Err(job) = self.background.submit(job) {
@@ -45,6 +52,11 @@ impl<D: Disk> Segments<D> {
             self.refused = Some(job);
             self.pause_ticks = 1;
         }
+    }
+
+    /// The log has grown: new segments are filled at a pace that follows it.
+    pub(super) fn appended(&self, bytes: u64) {
+        self.pace.appended(bytes);
     }
 
     /// Takes finished work.
@@ -78,6 +90,13 @@ impl<D: Disk> Segments<D> {
     pub(super) fn tick(&mut self) {
         self.pause_ticks = self.pause_ticks.saturating_sub(1);
         self.background.nudge();
+    }
+}
+
+impl<D: Disk> Drop for Segments<D> {
+    /// The end of the background waits for the running task.
+    fn drop(&mut self) {
+        self.pace.hurry(true);
     }
 }
 

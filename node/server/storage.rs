@@ -138,6 +138,7 @@ impl Storage {
     /// Hands to the disk what may go.
     pub(super) fn submit(&mut self, ring: &mut Ring) {
         while let Some(op) = self.wal.next_write() {
+            self.segments.appended(op.len as u64);
             let file = open_file(&mut self.files, &self.wal, ring, op.segment);
             match file {
                 Ok(file) => ring.write_dsync(file, op.id, op.offset, op.buffer, op.len),

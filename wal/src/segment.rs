@@ -49,8 +49,9 @@ pub(crate) fn spare_name(number: u64) -> String {
     format!("spare-{number}{UNFINISHED_SUFFIX}")
 }
 
-/// Zeros are written in pieces of this size.
-const ZERO_BYTES: usize = 1 << 20;
+/// Zeros are written in pieces of this size: small, because a log write that is synced meanwhile
+/// waits for those that the device holds.
+const ZERO_BYTES: usize = 256 << 10;
 
 /// A piece of slow disk work, to be run where blocking hurts nobody.
 ///
@@ -83,10 +84,18 @@ impl<F> SegmentDone<F> {
 }
 
 impl SegmentTask {
-    /// Does the work.
+    /// Does the work, as fast as the disk can.
     pub fn run<D: Disk>(self, disk: &D) -> SegmentDone<D::File> {
+        self.run_paced(disk, &mut |_| {})
+    }
+
+    /// Does the work; before a piece of a new file is filled with zeros, `pace` is called with
+    /// its bytes and may block.
+    pub fn run_paced<D: Disk>(self, disk: &D, pace: &mut dyn FnMut(u64)) -> SegmentDone<D::File> {
         let result = match &self.job {
-            Job::Prepare { header, recycle } => prepare(disk, header, recycle.as_deref()).map(Some),
+            Job::Prepare { header, recycle } => {
+                prepare(disk, header, recycle.as_deref(), pace).map(Some)
+            }
             Job::Remove { name } => remove(disk, name).map(|()| None),
         };
         SegmentDone { job: self.job, result }
@@ -99,6 +108,7 @@ fn prepare<D: Disk>(
     disk: &D,
     header: &SegmentHeader,
     recycle: Option<&str>,
+    pace: &mut dyn FnMut(u64),
 ) -> io::Result<D::File> {
     let spare = spare_name(header.number);
     let file = match recycle {
@@ -115,6 +125,7 @@ fn prepare<D: Disk>(
             let mut offset = 0;
             while offset < header.segment_bytes {
                 let len = (header.segment_bytes - offset).min(zeros.len() as u64) as usize;
+                pace(len as u64);
                 write_all(disk, &file, offset, &zeros[..len])?;
                 offset += len as u64;
             }

@@ -22,11 +22,18 @@ impl<D: Disk> Wal<D> {
         job.map(|job| SegmentTask { job }).into_iter().collect()
     }
 
+    /// Segments that are ready and not yet in use.
+    pub fn spare_count(&self) -> usize {
+        let ahead = self
+            .segments
+            .iter()
+            .rev()
+            .take_while(|segment| Some(SegmentId::new(segment.header.number)) > self.active);
+        ahead.filter(|segment| segment.file.is_some()).count()
+    }
+
     fn wanted_job(&mut self) -> Option<Job> {
-        let ahead = self.segments.iter().filter(|segment| {
-            segment.file.is_some() && Some(SegmentId::new(segment.header.number)) > self.active
-        });
-        let wanted = ahead.count() < self.options.spare_max;
+        let wanted = self.spare_count() < self.options.spare_max;
         let old = self.retired.front();
         // A few old files are kept to become new segments; what cannot be used goes at once.
         if let Some(old) =
