@@ -158,6 +158,9 @@ pub(crate) struct Config {
     /// Memory budget of the node, split over its cores. Default: 1 GiB per core. At least
     /// 64 MiB per core.
     pub(crate) maxmemory_bytes: u64,
+    /// Memory of the node that is touched before it serves, split over its cores. Default: 0. At
+    /// most `maxmemory_bytes`.
+    pub(crate) prefault_bytes: u64,
     /// Log levels. Default: `info`.
     pub(crate) log: String,
     /// Form of log lines. Default: text.
@@ -256,6 +259,7 @@ impl Config {
         in_range("maxclients", u64::from(self.maxclients), 1, 1_000_000)?;
         in_range("timeout", u64::from(self.timeout_seconds), 0, 31_536_000)?;
         in_range("maxmemory", self.maxmemory_bytes, cores * (64 << 20), 1 << 50)?;
+        in_range("prefault (at most maxmemory)", self.prefault_bytes, 0, self.maxmemory_bytes)?;
         self.wal.validate_segment_size()?;
         in_range("wal.max_size", self.wal.bytes_max, 4 * self.wal.segment_bytes, 1 << 50)?;
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;

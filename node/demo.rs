@@ -25,6 +25,13 @@ use crate::fatal::{Exit, Fatal};
 use cluster::Cluster;
 use files::DemoDir;
 
+/// Memory of a key beside its value, about.
+const ENTRY_BYTES: usize = 256;
+/// Memory of a node for its log, the entries it keeps and its buffers, about.
+const LOG_MEMORY_BYTES: u64 = 96 << 20;
+/// Most memory that is readied; the default budget of one core.
+const PREFAULT_BYTES_MAX: u64 = 1 << 30;
+
 /// Flags of `coracle demo`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DemoArgs {
@@ -58,6 +65,17 @@ pub(crate) struct DemoArgs {
     log: String,
 }
 
+impl DemoArgs {
+    /// Memory that the load will fill on each node. Its first seconds would otherwise tell how
+    /// fast this machine hands out memory; that is slow on a virtual one.
+    fn prefault_bytes(&self) -> u64 {
+        let Some(rate) = self.load else { return 0 };
+        let keys = coracle_loadgen::Options::default().keys as f64;
+        let values = keys.min(rate * self.seconds) * (self.value_size + ENTRY_BYTES) as f64;
+        (values as u64 + LOG_MEMORY_BYTES).min(PREFAULT_BYTES_MAX)
+    }
+}
+
 /// Runs `coracle demo`.
 pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Fatal> {
     let plan = Plan::of(&args)?;
@@ -70,7 +88,7 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode, Fatal> {
         say(&format!("warning: {warning}"));
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let cluster = Arc::new(Cluster::start(dir, &cpus, &args.log)?);
+    let cluster = Arc::new(Cluster::start(dir, &cpus, &args.log, args.prefault_bytes())?);
     let interrupted = watch_signals(&stop, &cluster, args.load.is_some())?;
     let result = cluster.wait_until_ready(&stop).and_then(|()| {
         show(&cluster);

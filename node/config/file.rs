@@ -24,6 +24,7 @@ pub(super) struct File {
     pub(super) maxclients: Option<u32>,
     pub(super) timeout: Option<u32>,
     pub(super) maxmemory: Option<ByteSize>,
+    pub(super) prefault: Option<ByteSize>,
     pub(super) log: Option<String>,
     pub(super) log_format: Option<LogFormat>,
     #[serde(default)]

@@ -63,6 +63,10 @@ pub(crate) struct Flags {
     /// Memory budget of the node, for example 4GiB
     #[arg(long, env = "CORACLE_MAXMEMORY", value_name = "SIZE")]
     pub(super) maxmemory: Option<ByteSize>,
+    /// Memory to touch before serving, so that first writes do not wait for the system to hand it
+    /// out; 0 for none
+    #[arg(long, env = "CORACLE_PREFAULT", value_name = "SIZE")]
+    pub(super) prefault: Option<ByteSize>,
     /// Log level, also per component: info,raft=debug
     #[arg(long, env = "CORACLE_LOG", value_name = "LEVELS")]
     pub(super) log: Option<String>,

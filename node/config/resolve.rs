@@ -129,6 +129,8 @@ pub(super) fn resolve(
         r.pick("timeout", "timeout", flags.timeout, file.timeout, Some(0), u32::to_string)?;
     let budget = Some(ByteSize((1 << 30) * cpus.len() as u64));
     let memory = r.pick("maxmemory", "maxmemory", flags.maxmemory, file.maxmemory, budget, size)?;
+    let none = Some(ByteSize(0));
+    let prefault = r.pick("prefault", "prefault", flags.prefault, file.prefault, none, size)?;
     let log = r.pick("log", "log", flags.log, file.log, Some("info".to_owned()), text)?;
     let show_format = |v: &LogFormat| format!("\"{}\"", format!("{v:?}").to_lowercase());
     let log_format = r.pick(
@@ -210,6 +212,7 @@ pub(super) fn resolve(
         maxclients,
         timeout_seconds: timeout,
         maxmemory_bytes: memory.0,
+        prefault_bytes: prefault.0,
         log,
         log_format,
         wal,

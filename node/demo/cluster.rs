@@ -22,6 +22,8 @@ use crate::preflight;
 
 /// How long nodes may take until every group has a leader.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How long the leaders may take to be where the layout wants them.
+const PLACED_MAX: Duration = Duration::from_secs(3);
 /// How long nodes may take to stop before they are killed.
 const STOP_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks.
@@ -68,8 +70,14 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all nodes; `cpus` has those of each node's cores.
-    pub(super) fn start(dir: DemoDir, cpus: &[Vec<u16>], log: &str) -> Result<Self, Fatal> {
+    /// Starts all nodes; `cpus` has those of each node's cores. In each of them `prefault_bytes`
+    /// of memory are readied.
+    pub(super) fn start(
+        dir: DemoDir,
+        cpus: &[Vec<u16>],
+        log: &str,
+        prefault_bytes: u64,
+    ) -> Result<Self, Fatal> {
         let fixed = dir.fixed();
         let claim = Claim::wait()?;
         let ports = ports::choose(&claim, fixed.nodes, fixed.cores)?;
@@ -82,7 +90,7 @@ impl Cluster {
             dir,
         };
         for ((id, &own), cpus) in (1..).zip(&ports).zip(cpus) {
-            let text = config(&cluster.dir, id, &ports, cpus, log, direct_io);
+            let text = config(&cluster.dir, id, &ports, cpus, log, direct_io, prefault_bytes);
             cluster.spawn(id, own, &text).map_err(|error| {
                 Fatal::failed(format!("cannot start node {id}"), error.to_string(), "")
             })?;
@@ -100,6 +108,8 @@ impl Cluster {
             .arg(&file)
             // The configuration file alone decides, whatever is set for the real nodes here.
             .env_clear()
+            // What was readied stays: the allocator would give back what is unused for a while.
+            .env("MIMALLOC_PURGE_DELAY", "-1")
             // Its other end closes when this process ends, however it ends.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -120,7 +130,7 @@ impl Cluster {
             let second = Duration::from_secs(1);
             let timeouts = Timeouts { connect: second, reply: second, retry: Duration::ZERO };
             let mut client = Client::new(vec![node.plain_endpoint()], None).with_timeouts(timeouts);
-            while !all_groups_led(&mut client) {
+            while !every_group(&mut client, "coracle_groups_with_leader:") {
                 if let Some((node, status)) = self.first_ended() {
                     return Err(failed(node, &format!("it ended: {status}")));
                 }
@@ -131,6 +141,14 @@ impl Cluster {
                     let seconds = READY_MAX.as_secs();
                     return Err(failed(node, &format!("not ready after {seconds} s")));
                 }
+                std::thread::sleep(POLL);
+            }
+            // Moving them under load would cost it some time. No more than a wish, though.
+            let placed_by = Instant::now() + PLACED_MAX;
+            while !every_group(&mut client, "coracle_groups_with_preferred_leader:")
+                && Instant::now() < placed_by
+                && !stop.load(Ordering::SeqCst)
+            {
                 std::thread::sleep(POLL);
             }
         }
@@ -214,11 +232,12 @@ fn config(
     cpus: &[u16],
     log: &str,
     direct_io: bool,
+    prefault_bytes: u64,
 ) -> String {
     let data = dir.path().join(format!("node-{id}"));
     let mut text = format!(
         "id = {id}\ncluster = \"demo\"\ndata_dir = {:?}\ncores = {cpus:?}\ngroups = {}\n\
-         log = {log:?}\n\n[wal]\ndirect_io = {direct_io}\n",
+         log = {log:?}\nprefault = {prefault_bytes}\n\n[wal]\ndirect_io = {direct_io}\n",
         data.display().to_string(),
         dir.fixed().groups,
     );
@@ -235,13 +254,14 @@ fn config(
     text
 }
 
-fn all_groups_led(client: &mut Client) -> bool {
+/// Whether a line of `CLUSTER INFO` counts all groups.
+fn every_group(client: &mut Client, counted: &str) -> bool {
     let Ok(Reply::Bulk(info)) = client.call(&[b"CLUSTER", b"INFO"]) else { return false };
     let info = String::from_utf8_lossy(&info);
     let number =
         |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.parse::<u32>().ok());
     let groups = number("coracle_groups:");
-    groups.is_some() && groups == number("coracle_groups_with_leader:")
+    groups.is_some() && groups == number(counted)
 }
 
 /// Why a node does not serve, with the end of its log.

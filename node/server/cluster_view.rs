@@ -150,10 +150,17 @@ fn epoch(map: &ClusterMap, addr: CoreAddr) -> u32 {
 }
 
 /// `CLUSTER INFO`. The state is always `ok`: clients take anything else for "use nothing here",
-/// but groups fail one by one. How many have a leader stands at the end.
+/// but groups fail one by one. How many have a leader, and the one the layout wants, stands at the
+/// end.
 pub(super) fn info(view: &View<'_>) -> Reply {
     let groups = view.map.group_count();
     let led = (0..groups).filter(|&g| (view.leader_of)(GroupId::new(g)).is_some()).count();
+    let preferred = |g: &u32| {
+        let group = GroupId::new(*g);
+        let leader = (view.leader_of)(group);
+        leader.is_some() && leader == view.map.replicas(group).next()
+    };
+    let placed = (0..groups).filter(preferred).count();
     let mut owners: Vec<_> = runs(view).into_iter().map(|run| run.owner).collect();
     owners.sort_unstable();
     owners.dedup();
@@ -165,7 +172,8 @@ pub(super) fn info(view: &View<'_>) -> Reply {
          cluster_known_nodes:{cores}\r\ncluster_size:{}\r\ncluster_current_epoch:{newest}\r\n\
          cluster_my_epoch:{}\r\ncluster_stats_messages_sent:0\r\n\
          cluster_stats_messages_received:0\r\ntotal_cluster_links_buffer_limit_exceeded:0\r\n\
-         coracle_groups:{groups}\r\ncoracle_groups_with_leader:{led}\r\n",
+         coracle_groups:{groups}\r\ncoracle_groups_with_leader:{led}\r\n\
+         coracle_groups_with_preferred_leader:{placed}\r\n",
         owners.len(),
         epoch(view.map, view.me),
     ))
@@ -296,6 +304,7 @@ mod tests {
                 "cluster_slots_assigned:16384",
                 "coracle_groups:4",
                 "coracle_groups_with_leader:3",
+                "coracle_groups_with_preferred_leader:1",
             ] {
                 assert!(info.lines().any(|l| l == line), "{line} in {info}");
             }

@@ -189,6 +189,7 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
     let siblings = Siblings::new(mailboxes.recv().map_err(|_| gone())?);
 
     let config = shared.config();
+    prefault(config.prefault_bytes / u64::from(shared.map().core_count()));
     let (wal, recovery) = recover(&shared, me, &wal_dir)?;
     let waker = ring.waker();
     let background = Background::start(me.core.0, cpu, move || waker.wake())
@@ -221,6 +222,16 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         listeners,
         leaving: Leaving::default(),
     })
+}
+
+/// Touches memory and gives it back to the allocator of this thread, whose pages then have
+/// frames. A fault costs up to some milliseconds where a hypervisor has to find memory for it.
+fn prefault(bytes: u64) {
+    const BLOCK_BYTES: usize = 1 << 20;
+    let count = usize::try_from(bytes).unwrap_or(usize::MAX) / BLOCK_BYTES;
+    let blocks: Vec<_> = (0..count).map(|_| vec![1_u8; BLOCK_BYTES]).collect();
+    // Nobody reads them: without this they need not exist.
+    drop(std::hint::black_box(blocks));
 }
 
 type Wal = coracle_wal::Wal<RealDisk>;
