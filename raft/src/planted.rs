@@ -83,9 +83,6 @@ bugs! {
     ReadConfirmedByOldRound "read-confirmed-by-old-round"
         "A read is confirmed by echoes of a round that was sent before the read arrived (thesis \
          §6.4, step 3).";
-    ReadsSurviveStepDown "reads-survive-step-down"
-        "Reads that a deposed leader had under way are confirmed when it leads again (thesis §6.4, \
-         step 3).";
     FollowerReadsOwnCommit "follower-reads-own-commit"
         "A follower serves a read at its own commit index without asking the leader (thesis §6.4).";
     ReadBeforeApplied "read-before-applied"

@@ -163,11 +163,10 @@ impl Raft {
     /// Leadership or term have changed: no read under way can be confirmed any more.
     pub(crate) fn drop_reads(&mut self) {
         let Reads { early, unsent, sent, forwarded, rounds, .. } = &mut self.reads;
-        let lost = if planted(Bug::ReadsSurviveStepDown) { 0 } else { sent.len() };
         let askers = early
             .drain(..)
             .chain(unsent.drain(..).map(|(asker, _)| asker))
-            .chain(sent.drain(..lost).map(|(_, asker, _)| asker))
+            .chain(sent.drain(..).map(|(_, asker, _)| asker))
             .chain(forwarded.drain(..).map(|(context, _)| Asker { node: None, context }))
             .filter(|asker| asker.node.is_none());
         let refused = askers.map(|asker| ReadState { context: asker.context, index: None });

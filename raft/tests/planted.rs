@@ -104,14 +104,6 @@ fn stale_reads_of_planted_bugs_are_found() {
         }
         cluster.drain(1, Drain::All);
     });
-    stale(Bug::ReadsSurviveStepDown, |cluster| {
-        cluster.drain(1, Drain::All);
-        cluster.network.clear();
-        cluster.run(TIMEOUT);
-        cluster.with_raft(2, |raft| raft.transfer_leadership(node(1))).expect("it is a voter");
-        cluster.run(TIMEOUT);
-        assert!(cluster.raft(1).role() == Role::Leader, "{}", cluster.describe());
-    });
 }
 
 /// Thesis §6.2: who hears nobody stops leading.
