@@ -6,7 +6,7 @@ mod common;
 use std::panic::{RefUnwindSafe, catch_unwind};
 
 use common::run::Run;
-use common::{Cluster, TIMEOUT, node};
+use common::{Cluster, TIMEOUT};
 use coracle_raft::{Bug, Drain, Role, plant};
 
 /// What fails when this is run with the bug planted; `None` if nothing does.
