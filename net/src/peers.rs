@@ -265,10 +265,7 @@ mod tests {
         let stranger = Amnesia::Stranger { node: NODE, known: known.last(), found: 8 };
         assert_eq!(book.meet(NODE, &wiped), Err(stranger));
         let text = stranger.to_string();
-        assert!(
-            text.contains("node n2's disk is not the one") || text.contains("node 2's"),
-            "{text}"
-        );
+        assert!(text.starts_with("node 2's disk is not the one that this cluster knows"), "{text}");
         assert_eq!(book.known(NODE), Some(known.last()), "it is not forgotten for it");
         assert_eq!(book.meet(NODE, &known), Ok(Meeting::Known), "its own disk is back");
     }
@@ -303,5 +300,15 @@ mod tests {
             assert_eq!(Lineage::from_parts(7, count, vec![0; nonces]), None, "{count} {nonces}");
         }
         assert!(Lineage::from_parts(7, u64::MAX, vec![0; STARTS_MAX]).is_some());
+    }
+
+    /// The bug is what the rule is there against.
+    #[cfg(feature = "planted")]
+    #[test]
+    fn a_planted_bug_lets_amnesiacs_in() {
+        coracle_raft::plant(Some(Bug::AmnesiacAdmitted));
+        let met = book_of(&lineage(&[1, 2])).meet(NODE, &Lineage::new(8, 3));
+        coracle_raft::plant(None);
+        assert_eq!(met, Ok(Meeting::News));
     }
 }

@@ -17,7 +17,7 @@ pub const MS: Micros = 1000;
 /// Which faults a run may meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Profile {
-    /// Everything but the loss of a disk: one of the others, or a mixture, chosen per seed.
+    /// One of the others, or a mixture without damage to disks, chosen per seed.
     Mix,
     /// No faults: how fast a healthy cluster runs.
     Calm,

@@ -91,7 +91,7 @@ counters! {
     lost_proposals,
     /// Replicas that stayed out because their log is damaged.
     groups_damaged,
-    /// Nodes that refused to start.
+    /// Nodes that ended for good because the others refused their disk.
     refusals,
     /// Milliseconds until a quorum left in peace served every group again.
     recovery_ms,
