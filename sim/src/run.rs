@@ -276,8 +276,8 @@ fn prove_progress(world: &mut World, quorum: &[usize]) -> Step {
 
 /// Sends one command and waits until it is answered or given up; whether it was done.
 fn ask(world: &mut World, prober: usize, call: Call) -> Result<bool, Failure> {
-    // In turn, not by chance: a node that is cut off from a leader outside the quorum does not serve,
-    // and may come up many times in a row.
+    // In turn, not by chance: a node that is cut off from a leader outside the quorum does not
+    // serve, and may come up many times in a row.
     let open = &world.open_hosts;
     let at = open.iter().position(|&host| host == world.clients[prober].host);
     let next = open[at.map_or(0, |at| (at + 1) % open.len())];
