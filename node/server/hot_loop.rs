@@ -247,7 +247,8 @@ impl HotLoop {
             match self.out_links.flush(index) {
                 Some(LinkAction::Send(socket, chunks)) => self.ring.send(socket, chunks),
                 Some(LinkAction::Dial(address)) => {
-                    self.ring.connect(key(Kind::PeerOut, index), address);
+                    let socket = self.ring.connect(key(Kind::PeerOut, index), address);
+                    self.out_links.dialling(index, socket);
                 }
                 None => {}
             }
@@ -265,6 +266,10 @@ impl HotLoop {
 
     fn on_tick(&mut self, now: WallMillis) {
         self.core.handle(Input::Tick { at: now });
+        for (index, socket) in self.out_links.overdue() {
+            self.ring.close(socket);
+            self.lost_out(index);
+        }
         for (from, message) in self.out_links.tick() {
             self.core.handle(Input::Peer { from, message });
         }

@@ -17,13 +17,18 @@ const QUEUED_BYTES_MAX: usize = 64 << 20;
 /// Ticks between attempts to dial a node that does not answer: doubled from the first to the last.
 const BACKOFF_TICKS: (u32, u32) = (2, 40);
 
+/// Ticks that dialling may take at most, and after which what waits is not kept any longer.
+const DIAL_TICKS: u32 = 80;
+const DIAL_TICKS_USUAL: u32 = 2;
+
 /// Where a link stands.
 enum State {
     /// Not connected; dialled again when the countdown reaches 0, even if nothing is to be sent: a
     /// node can only be told from one that was wiped if its peers have met it before.
     Down { wait_ticks: u32 },
-    /// The connection is being made.
-    Dialling,
+    /// The connection is being made. Given up when the countdown ends: an address from which
+    /// nothing comes back would keep the system trying for minutes, also when it is back.
+    Dialling { socket: Option<SocketId>, left_ticks: u32 },
     /// Connected; at most one send is with the kernel.
     Up { socket: SocketId, sending: bool },
 }
@@ -106,7 +111,7 @@ impl OutLinks {
         let link = &mut self.links[index];
         match link.state {
             State::Down { wait_ticks: 0 } => {
-                link.state = State::Dialling;
+                link.state = State::Dialling { socket: None, left_ticks: DIAL_TICKS };
                 Some(LinkAction::Dial(link.address))
             }
             State::Up { socket, ref mut sending } => {
@@ -129,6 +134,22 @@ impl OutLinks {
         }
     }
 
+    /// The socket with which link `index` is being dialled.
+    pub(super) fn dialling(&mut self, index: usize, dialled: SocketId) {
+        if let State::Dialling { socket, .. } = &mut self.links[index].state {
+            *socket = Some(dialled);
+        }
+    }
+
+    /// Links that have been dialled for too long, with the sockets to close; they are lost.
+    pub(super) fn overdue(&self) -> Vec<(usize, SocketId)> {
+        let overdue = |(index, link): (usize, &OutLink)| match link.state {
+            State::Dialling { socket: Some(socket), left_ticks: 0 } => Some((index, socket)),
+            _ => None,
+        };
+        self.links.iter().enumerate().filter_map(overdue).collect()
+    }
+
     /// Number of links; they are named by index.
     pub(super) fn len(&self) -> usize {
         self.links.len()
@@ -144,11 +165,19 @@ impl OutLinks {
     pub(super) fn tick(&mut self) -> Vec<(CoreAddr, PeerMessage)> {
         let mut refused = Vec::new();
         for link in &mut self.links {
-            if let State::Down { wait_ticks } = &mut link.state {
-                *wait_ticks = wait_ticks.saturating_sub(1);
-                if *wait_ticks > 0 {
-                    refuse(link, &mut refused);
+            let stays_down = match &mut link.state {
+                State::Down { wait_ticks } => {
+                    *wait_ticks = wait_ticks.saturating_sub(1);
+                    *wait_ticks > 0
                 }
+                State::Dialling { left_ticks, .. } => {
+                    *left_ticks = left_ticks.saturating_sub(1);
+                    *left_ticks + DIAL_TICKS_USUAL < DIAL_TICKS
+                }
+                State::Up { .. } => false,
+            };
+            if stays_down {
+                refuse(link, &mut refused);
             }
         }
         refused
@@ -271,4 +300,46 @@ pub(super) fn check_hello(
         return Err(format!("{} is not another core of this cluster", hello.from));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_engine::command::decode;
+    use coracle_engine::testing::{addr, map_of};
+    use coracle_engine::{Forward, WallMillis};
+    use coracle_ring::{Ring, RingConfig};
+
+    use super::*;
+
+    fn forward(id: u64) -> PeerMessage {
+        let at = WallMillis(0);
+        let command = decode(&[b"GET", b"k"], at).expect("a command");
+        PeerMessage::Forward(Forward { id, at, command })
+    }
+
+    /// An address that answers nothing: what waits is given back soon, and the attempt ends.
+    #[test]
+    fn dialling_ends_and_keeps_nothing_meanwhile() {
+        let mut nodes = map_of(2, 1, 1, 1).nodes().to_vec();
+        nodes.iter_mut().for_each(|node| node.host = "127.0.0.1".to_owned());
+        let map = ClusterMap::new(nodes, 1, 1, 1).expect("the same layout");
+        let mut ring = Ring::new(RingConfig::default()).expect("a ring");
+        let mut links = OutLinks::new(addr(1, 0), &map, 7).expect("addresses");
+        links.push(addr(2, 0), forward(1));
+        let Some(LinkAction::Dial(address)) = links.flush(0) else { panic!("it is dialled") };
+        let socket = ring.connect(0, address);
+        links.dialling(0, socket);
+        assert!(links.tick().is_empty(), "it may still be answered");
+        let mut refused = Vec::new();
+        for id in 2..u64::from(DIAL_TICKS) + 1 {
+            assert!(links.overdue().is_empty(), "{id}");
+            refused.extend(links.tick());
+            links.push(addr(2, 0), forward(id));
+        }
+        let waiting = u64::from(DIAL_TICKS) - refused.len() as u64;
+        assert!(waiting < 3, "{waiting} commands wait");
+        assert_eq!(links.overdue(), [(0, socket)]);
+        assert!(!links.lost(0).is_empty());
+        assert!(links.overdue().is_empty() && links.flush(0).is_none(), "not again at once");
+    }
 }
