@@ -184,7 +184,7 @@ fn a_history_tells_unknown_from_refused() {
     let server = Server::start(move |_, args| match count.fetch_add(1, Ordering::SeqCst) % 50 {
         7 => Answer::HangUp,
         23 => Reply::error("UNCERTAIN outcome unknown: leader lost").into(),
-        31 => Reply::error("TRYAGAIN not now").into(),
+        31 => Reply::error("OOM not now").into(),
         _ => store.answer(args),
     });
     let options = Options { history: Some(file.clone()), read_ratio: 0.5, ..options(&server) };
@@ -195,7 +195,7 @@ fn a_history_tells_unknown_from_refused() {
         text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let known = lines.iter().filter(|line| !line["return_ns"].is_null()).count() as u64;
     let unknown = lines.len() as u64 - known;
-    let refused = load.errors["TRYAGAIN"].count;
+    let refused = load.errors["OOM"].count;
     assert_eq!(known, load.reads + load.writes);
     assert_eq!(unknown, load.error_count - refused);
     assert!(unknown > 0 && refused > 0, "{unknown} unknown, {refused} refused");

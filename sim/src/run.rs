@@ -22,6 +22,8 @@ use crate::report::{Counters, Failure};
 use crate::trace::Trace;
 use crate::world::World;
 
+/// What the check of a history may cost: bursts on few keys are dear.
+const CHECK: checker::Limits = checker::Limits { states_per_step: 5_000_000, states: 200_000_000 };
 /// Most time that healed replicas may need to agree.
 const CONVERGENCE_MAX: Micros = 120 * SECOND;
 
@@ -396,7 +398,7 @@ fn read_everything(world: &mut World) -> Step {
 }
 
 fn check_history(world: &World) -> Step {
-    match checker::check(&world.history) {
+    match checker::check_within(&world.history, CHECK) {
         Ok(_) => Ok(()),
         Err(why @ checker::Failure::NotLinearizable(_)) => {
             Err(world.failure("linearizability", why.to_string()))

@@ -194,4 +194,10 @@ impl World {
             other => Err(self.failure("codec", format!("an answer is parsed as {other:?}"))),
         }
     }
+
+    /// A number for the next moment of a history: later than all before it.
+    fn moment(&mut self) -> u64 {
+        self.ns = (self.ns + 1).max(self.now * 1000);
+        self.ns
+    }
 }

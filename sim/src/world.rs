@@ -568,12 +568,6 @@ impl World {
         checked.map_err(|violation| self.violation(&violation))
     }
 
-    /// A number for the next moment of a history: later than all before it.
-    pub(crate) fn moment(&mut self) -> u64 {
-        self.ns = (self.ns + 1).max(self.now * 1000);
-        self.ns
-    }
-
     /// How long bytes travel between a client and a node.
     pub(crate) fn client_way(&mut self) -> Micros {
         self.rng.between(30, 1500)

@@ -38,10 +38,10 @@ fn check(cases: &[(Bug, fn(), &str)]) {
 #[test]
 fn the_nemesis_finds_planted_bugs() {
     let cases: &[(Bug, &[&str])] = &[
-        (Bug::VoteTwiceInTerm, &["counted", "twice", "differs", "stale"]),
-        (Bug::PreVoteCountedAsVote, &["counted", "twice", "differs", "stale"]),
-        (Bug::UpToDateByTerm, &["counted", "twice", "differs", "stale"]),
-        (Bug::ConflictKept, &["counted", "twice", "differs", "stale"]),
+        (Bug::VoteTwiceInTerm, &["counted", "twice", "differs", "stale", "never answered"]),
+        (Bug::PreVoteCountedAsVote, &["counted", "twice", "differs", "stale", "never answered"]),
+        (Bug::UpToDateByTerm, &["counted", "twice", "differs", "stale", "never answered"]),
+        (Bug::ConflictKept, &["counted", "twice", "differs", "stale", "never answered"]),
         (Bug::HeartbeatCommitUncapped, &["counted", "twice", "differs", "stale", "truncation"]),
         (Bug::ReadBeforeOwnCommit, &["stale"]),
         (Bug::ReadWithoutQuorum, &["stale"]),
