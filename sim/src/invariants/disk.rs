@@ -30,6 +30,8 @@ impl Disk {
     /// A batch with this record completed.
     pub(crate) fn write(&mut self, record: &Record) {
         match record {
+            // A snapshot holds it already: recovery passes over it as well.
+            Record::Entry { entry, .. } if entry.index <= self.now.log.base().index => {}
             Record::Entry { entry, .. } => self.now.log.append(entry.position()),
             Record::HardState { hard_state, .. } => self.now.hard_state = *hard_state,
             Record::Purge { base, .. } => self.now.log.cut(*base),
