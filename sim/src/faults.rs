@@ -285,35 +285,45 @@ impl World {
         self.queue.push(self.now + soon, Event::Undo(Undo::Churn(left - 1)));
     }
 
-    /// Damages something that the victim holds.
+    /// Damages something that the victim holds, or arms a lie, which counts once it is told.
     fn damage(&mut self, fault: Fault) -> bool {
         let node = self.plan.victim as usize;
         let cores = self.hosts_of(node);
         let host = cores.start + self.rng.below(cores.len() as u64) as usize;
         let state = &mut self.hosts[host];
         let Some(storage) = &mut state.storage else { return false };
-        let what = match fault {
-            Fault::BitRot => {
+        match fault {
+            Fault::Misdirect => storage.lie_next(Lie::Misdirect),
+            Fault::StaleBlock => storage.lie_next(Lie::Stale),
+            _ => {
                 let Some(place) = state.disk.rot(&mut self.rng) else { return false };
                 storage.lied();
-                place
+                self.damaged(host, place);
+                return true;
             }
-            Fault::Misdirect => {
-                storage.lie_next(Lie::Misdirect);
-                "the next write".to_owned()
-            }
-            _ => {
-                storage.lie_next(Lie::Stale);
-                "the next write".to_owned()
-            }
+        }
+        false
+    }
+
+    /// The disk of a core has deceived a write.
+    pub(crate) fn lied(&mut self, host: usize, lie: Lie) {
+        let fault = match lie {
+            Lie::Misdirect => Fault::Misdirect,
+            Lie::Stale => Fault::StaleBlock,
         };
-        let addr = state.addr;
+        self.counters.count_fault(fault);
+        self.damaged(host, format!("a write: {}", fault.name()));
+    }
+
+    /// The log of a core is damaged from now on.
+    fn damaged(&mut self, host: usize, what: String) {
+        let node = self.node_of(host);
+        self.hosts[host].damaged = true;
         self.nodes[node].damaged = true;
-        self.trace.node(self.now, addr, "Damage", what);
+        self.trace.node(self.now, self.hosts[host].addr, "Damage", what);
         // Damage shows when the log is read.
         let soon = self.now + self.rng.between(500 * MS, 3 * SECOND);
         self.queue.push(soon, Event::Undo(Undo::ReadAgain(node)));
-        true
     }
 
     /// Replaces the victim's disks by empty ones, if all others can find that out.

@@ -136,7 +136,7 @@ impl World {
         let node = self.node_of(host);
         let peers = self.nodes.len() - 1;
         let state = &mut self.nodes[node];
-        if !state.damaged {
+        if !state.amnesiac {
             return Err(self.failure("refusal", format!("a node with its own disk: {text}")));
         }
         state.refused_by.insert(by);

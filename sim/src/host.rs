@@ -126,6 +126,8 @@ pub(crate) struct Host {
     pub(crate) stuck_until: Micros,
     pub(crate) disk_slowness: u64,
     pub(crate) write_fails: bool,
+    /// Something in its log was damaged on purpose.
+    pub(crate) damaged: bool,
 }
 
 impl Host {
@@ -147,6 +149,7 @@ impl Host {
             stuck_until: 0,
             disk_slowness: 1,
             write_fails: false,
+            damaged: false,
         }
     }
 
@@ -238,7 +241,7 @@ pub(crate) struct Node {
     pub(crate) lineage: Option<Lineage>,
     /// An older state of its disk.
     pub(crate) copy: Option<Copy>,
-    /// Something on its disk was damaged on purpose.
+    /// Something on its disk was damaged on purpose: in the log of one of its cores, or all of it.
     pub(crate) damaged: bool,
     /// It has another disk than before, or an old copy of it.
     pub(crate) amnesiac: bool,

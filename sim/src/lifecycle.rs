@@ -39,8 +39,14 @@ impl World {
     }
 
     /// Ends all cores of a node at once.
+    ///
+    /// If they have ended already, the machine may still lose its power, and with it what a dead
+    /// process left in the kernel's memory.
     pub(crate) fn crash(&mut self, node: usize, how: Crash) {
         if !self.nodes[node].up {
+            if how == Crash::Power {
+                self.lose_power(node);
+            }
             return;
         }
         self.nodes[node].up = false;
@@ -69,6 +75,16 @@ impl World {
             self.invariants.stopped(addr);
         }
         self.drop_connections(node, power);
+    }
+
+    /// Power fails on a machine on which no process runs.
+    fn lose_power(&mut self, node: usize) {
+        let addr = self.hosts[self.hosts_of(node).start].addr;
+        self.trace.node(self.now, addr, "PowerLoss", "no process runs".to_owned());
+        self.counters.idle_power_losses += 1;
+        for host in self.hosts_of(node) {
+            self.hosts[host].disk.lose_power(&mut self.rng);
+        }
     }
 
     fn drop_connections(&mut self, node: usize, power: bool) {
@@ -170,7 +186,7 @@ impl World {
         let (wal, report) = match recovered {
             Ok(recovered) => recovered,
             Err(error) if disk.died() => return Ok(Err(error.to_string())),
-            Err(error) if self.nodes[node].damaged => {
+            Err(error) if self.hosts[host].damaged || self.nodes[node].amnesiac => {
                 self.nodes[node].refused = Some(error.to_string());
                 return Ok(Err(error.to_string()));
             }
@@ -181,7 +197,8 @@ impl World {
         }
         let damaged = recovery.damaged();
         self.counters.groups_damaged += damaged.len() as u64;
-        if !damaged.is_empty() && !self.nodes[node].damaged {
+        let made = self.hosts[host].damaged || self.nodes[node].amnesiac;
+        if !damaged.is_empty() && !made {
             let text = format!("{addr} finds damage that nobody made: {damaged:?}, {report:?}");
             return Err(self.failure("recovery", text));
         }

@@ -75,6 +75,8 @@ counters! {
     starts,
     /// Processes ended from outside.
     crashes,
+    /// Power losses of machines on which no process ran.
+    idle_power_losses,
     /// Processes that ended themselves because of their disk.
     exits,
     /// Batches written.

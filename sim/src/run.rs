@@ -196,6 +196,10 @@ fn leave_in_peace(world: &mut World) -> Vec<usize> {
     whole.truncate(nodes - (3 / 2));
     whole.sort_unstable();
     world.net.spared = whole.iter().copied().collect();
+    // No fault begins any more, one that was armed included.
+    for storage in world.hosts.iter_mut().filter_map(|host| host.storage.as_mut()) {
+        storage.end_lies();
+    }
     for &node in &whole {
         end_faults(world, node);
     }

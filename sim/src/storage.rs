@@ -39,6 +39,8 @@ pub(crate) struct Storage {
     /// Ticks until a full disk is asked again.
     pause_ticks: u32,
     lie: Option<Lie>,
+    /// A lie that was told and that nobody has asked about yet.
+    told: Option<Lie>,
     lied: Lied,
 }
 
@@ -76,13 +78,24 @@ impl Storage {
             idle: true,
             pause_ticks: 0,
             lie: None,
+            told: None,
             lied: Lied::No,
         }
     }
 
-    /// The disk deceives the next write.
+    /// The disk deceives the next write. Until then, and if there is none, nothing is damaged.
     pub(crate) fn lie_next(&mut self, lie: Lie) {
         self.lie = Some(lie);
+    }
+
+    /// The disk deceives nobody any more.
+    pub(crate) fn end_lies(&mut self) {
+        self.lie = None;
+    }
+
+    /// The lie that a write since the last call was told.
+    pub(crate) fn take_told(&mut self) -> Option<Lie> {
+        self.told.take()
     }
 
     /// The disk has changed something behind our back.
@@ -162,6 +175,7 @@ impl Storage {
                 None => disk.write_dsync(file, op.offset, &op.buffer[..op.len]),
                 Some(lie) => {
                     self.lied = Lied::Yes;
+                    self.told = Some(lie);
                     disk.write_lying(file, op.offset, &op.buffer[..op.len], lie)
                 }
             },
@@ -382,11 +396,27 @@ mod tests {
                 let job = begin_write(&mut storage, number);
                 assert_eq!(storage.is_lie_open(), number == 2);
                 storage.write_done(job, false, &mut rng).expect("so the disk says");
+                assert_eq!(storage.take_told(), (number == 1).then_some(lie));
             }
             assert!(!storage.is_lie_open());
             storage.crash(true, &mut rng);
             assert!(reopen(&disk).1, "{lie:?} is not seen");
         }
+    }
+
+    #[test]
+    fn a_lie_that_no_write_was_told_damages_nothing() {
+        let (disk, mut rng) = (SimDisk::new(), Rng::new(1, "test"));
+        let mut storage = open(&disk);
+        storage.lie_next(Lie::Stale);
+        storage.end_lies();
+        for number in 1..=2 {
+            let job = begin_write(&mut storage, number);
+            storage.write_done(job, false, &mut rng).expect("written");
+            assert_eq!(storage.take_told(), None);
+        }
+        storage.crash(true, &mut rng);
+        assert_eq!(reopen(&disk), (vec![1, 2], false));
     }
 
     #[test]

@@ -377,17 +377,18 @@ impl World {
         // A node that dies with an open lie is damaged beyond what it can tell.
         let fails = state.write_fails && !storage.is_lie_open();
         state.write_fails &= !fails;
-        match storage.write_done(job, fails, &mut self.rng) {
-            Ok(Some(durable)) => {
-                if !amnesiac {
-                    self.invariants.durable(state.addr, &durable.records);
-                }
-                core.handle(Input::Persisted(durable.batch));
-                Ok(())
+        let done = storage.write_done(job, fails, &mut self.rng);
+        let told = storage.take_told();
+        if let Ok(Some(durable)) = &done {
+            if !amnesiac {
+                self.invariants.durable(state.addr, &durable.records);
             }
-            Ok(None) => Ok(()),
-            Err(error) => Err(error.to_string()),
+            core.handle(Input::Persisted(durable.batch));
         }
+        if let Some(lie) = told {
+            self.lied(host, lie);
+        }
+        done.map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Executes what the engine wants done, as the node's hot loop does.
