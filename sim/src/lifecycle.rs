@@ -245,3 +245,38 @@ impl World {
         Ok(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use coracle_wal::Disk;
+
+    use super::*;
+    use crate::plan::{Plan, Profile};
+    use crate::trace::Trace;
+
+    /// A world at its start.
+    fn world(seed: u64) -> World {
+        let plan = Plan::draw(seed, Profile::Calm, 1);
+        let trace = Trace::new(plan.nodes, None);
+        World::new(plan, trace).expect("an empty cluster starts")
+    }
+
+    #[test]
+    fn what_a_dead_process_did_not_sync_goes_with_the_power() {
+        let (mut kept, mut lost) = (0, 0);
+        for seed in 0..40 {
+            let mut world = world(seed);
+            let disk = world.hosts[0].disk.clone();
+            disk.create("unsynced").expect("created");
+            world.crash(0, Crash::Process);
+            let there = |disk: &crate::disk::SimDisk| {
+                disk.list().expect("listed").iter().any(|name| name == "unsynced")
+            };
+            assert!(there(&disk), "the machine still has it");
+            world.crash(0, Crash::Power);
+            assert_eq!(world.counters.idle_power_losses, 1);
+            if there(&disk) { kept += 1 } else { lost += 1 }
+        }
+        assert!(kept > 5 && lost > 5, "{kept} kept, {lost} lost");
+    }
+}
