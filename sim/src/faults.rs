@@ -22,12 +22,8 @@ pub(crate) enum Undo {
         cut: bool,
         left: u32,
     },
-    SlowNet(usize),
-    Corrupt,
-    SlowDisk(usize),
-    FullDisk(usize),
-    ReadError(usize),
-    SlowCore(usize),
+    /// A spell of this kind at a node ends, unless a later one of its kind goes on.
+    Spell(Fault, usize),
     CrashAgain(usize),
     Churn(u32),
     /// A node whose disk was damaged starts again.
@@ -82,11 +78,11 @@ impl World {
             }
             Fault::Pause => {
                 let until = self.now + self.rng.wait(SECOND);
-                self.nodes[node].paused_until = until;
+                self.pause(node, until);
             }
             Fault::Nap => {
                 let nap = self.rng.between(SECOND, 3 * SECOND);
-                self.nodes[node].paused_until = self.now + nap;
+                self.pause(node, self.now + nap);
                 self.cut_until(&pairs(node, |other| other != node, nodes), nap + 2 * SECOND);
             }
             Fault::Isolate => self.cut_until(&pairs(node, |other| other != node, nodes), long),
@@ -109,7 +105,8 @@ impl World {
                 self.cut_until(&cut, long);
             }
             Fault::Flap => {
-                let left = self.rng.between(4, 20) as u32;
+                // An odd number: the last change heals.
+                let left = 2 * self.rng.between(2, 10) as u32 - 1;
                 self.undo_flap(node, other, true, left);
             }
             Fault::Swizzle => {
@@ -129,11 +126,11 @@ impl World {
             }
             Fault::SlowNet => {
                 self.net.set_slow(node, self.plan.net.delay.1 * 20);
-                self.queue.push(self.now + long, Event::Undo(Undo::SlowNet(node)));
+                self.spell(fault, node, long);
             }
             Fault::Corrupt => {
                 self.net.corrupting = true;
-                self.queue.push(self.now + long, Event::Undo(Undo::Corrupt));
+                self.spell(fault, node, long);
             }
             Fault::StuckDisk => {
                 let until = self.now + long;
@@ -147,11 +144,11 @@ impl World {
                 for host in self.hosts_of(node) {
                     self.hosts[host].disk_slowness = slowness;
                 }
-                self.queue.push(self.now + long, Event::Undo(Undo::SlowDisk(node)));
+                self.spell(fault, node, long);
             }
             Fault::FullDisk => {
                 self.set_full(node, true);
-                self.queue.push(self.now + long, Event::Undo(Undo::FullDisk(node)));
+                self.spell(fault, node, long);
             }
             Fault::WriteError => {
                 if !self.may_crash(node) {
@@ -163,11 +160,11 @@ impl World {
             }
             Fault::ReadError => {
                 self.set_unreadable(node, true);
-                self.queue.push(self.now + long, Event::Undo(Undo::ReadError(node)));
+                self.spell(fault, node, long);
             }
             Fault::SlowCore => {
                 self.nodes[node].slowness = self.rng.between(5, 200);
-                self.queue.push(self.now + long, Event::Undo(Undo::SlowCore(node)));
+                self.spell(fault, node, long);
             }
             Fault::ClockJump => {
                 let jump = *self.rng.pick(&[-864_000_000i64, -3_600_000, -500, 500, 3_600_000]);
@@ -192,6 +189,46 @@ impl World {
             self.hosts[host].storage.as_ref().is_some_and(|storage| storage.is_lie_open())
         };
         !self.hosts_of(node).any(lying)
+    }
+
+    fn pause(&mut self, node: usize, until: Micros) {
+        let paused_until = &mut self.nodes[node].paused_until;
+        *paused_until = until.max(*paused_until);
+    }
+
+    /// Plans the end of something that has just begun at a node. Where such spells overlap, the
+    /// last end counts.
+    fn spell(&mut self, fault: Fault, node: usize, long: Micros) {
+        let node = Self::spell_node(fault, node);
+        let end = self.now + long;
+        let planned = self.spells.entry((fault, node)).or_default();
+        *planned = end.max(*planned);
+        self.queue.push(end, Event::Undo(Undo::Spell(fault, node)));
+    }
+
+    /// Where a spell is kept: some are the whole cluster's.
+    const fn spell_node(fault: Fault, node: usize) -> usize {
+        if matches!(fault, Fault::Corrupt) { 0 } else { node }
+    }
+
+    fn end_spell(&mut self, fault: Fault, node: usize) {
+        if self.spells.get(&(fault, node)).is_some_and(|&end| end > self.now) {
+            return;
+        }
+        self.spells.remove(&(fault, node));
+        match fault {
+            Fault::SlowNet => self.net.set_slow(node, 0),
+            Fault::Corrupt => self.net.corrupting = false,
+            Fault::SlowDisk => {
+                for host in self.hosts_of(node) {
+                    self.hosts[host].disk_slowness = 1;
+                }
+            }
+            Fault::FullDisk => self.set_full(node, false),
+            Fault::ReadError => self.set_unreadable(node, false),
+            Fault::SlowCore => self.nodes[node].slowness = 1,
+            other => unreachable!("{} is no spell", other.name()),
+        }
     }
 
     fn cut_until(&mut self, cut: &[(usize, usize)], long: u64) {
@@ -400,16 +437,7 @@ impl World {
                     self.undo_flap(a, b, cut, left);
                 }
             }
-            Undo::SlowNet(node) => self.net.set_slow(node, 0),
-            Undo::Corrupt => self.net.corrupting = false,
-            Undo::SlowDisk(node) => {
-                for host in self.hosts_of(node) {
-                    self.hosts[host].disk_slowness = 1;
-                }
-            }
-            Undo::FullDisk(node) => self.set_full(node, false),
-            Undo::ReadError(node) => self.set_unreadable(node, false),
-            Undo::SlowCore(node) => self.nodes[node].slowness = 1,
+            Undo::Spell(fault, node) => self.end_spell(fault, node),
             Undo::CrashAgain(node) => self.crash_again(node),
             Undo::Churn(left) => self.churn(left),
             Undo::ReadAgain(node) if self.faulty && !self.may_crash(node) => {
@@ -430,4 +458,27 @@ impl World {
 fn pairs(node: usize, others: impl Fn(usize) -> bool, nodes: usize) -> Vec<(usize, usize)> {
     let others = (0..nodes).filter(|&other| other != node && others(other));
     others.flat_map(|other| [(node, other), (other, node)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Plan, Profile};
+    use crate::trace::Trace;
+
+    /// The end of a short spell within a long one ends nothing.
+    #[test]
+    fn overlapping_spells_end_with_the_last_of_them() {
+        let plan = Plan::draw(1, Profile::Calm, 1);
+        let trace = Trace::new(plan.nodes, None);
+        let mut world = World::new(plan, trace).expect("an empty cluster starts");
+        let is_slow = |world: &World| world.nodes[1].slowness != 1;
+        world.nodes[1].slowness = 2;
+        world.spell(Fault::SlowCore, 1, 50 * MS);
+        world.spell(Fault::SlowCore, 1, 10 * MS);
+        for (until, slow) in [(20, true), (49, true), (51, false)] {
+            world.run_until(until * MS).expect("nothing is wrong");
+            assert_eq!(is_slow(&world), slow, "at {until} ms");
+        }
+    }
 }

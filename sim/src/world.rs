@@ -13,7 +13,7 @@ use crate::host::{Arrival, Host, Node, Seen};
 use crate::invariants::Invariants;
 use crate::lonely::Lonely;
 use crate::network::{Arrived, Frame, Network};
-use crate::plan::{MS, Plan, SECOND};
+use crate::plan::{Fault, MS, Plan, SECOND};
 use crate::queue::{Micros, Queue};
 use crate::report::{Counters, Failure};
 use crate::rng::Rng;
@@ -95,6 +95,8 @@ pub(crate) struct World {
     pub(crate) open_hosts: Vec<usize>,
     pub(crate) clients_run: bool,
     pub(crate) lonely: Lonely,
+    /// When the faults that last for a while end, by kind and node.
+    pub(crate) spells: BTreeMap<(Fault, usize), Micros>,
     pub(crate) phases: Vec<Activity>,
     /// Whether new faults happen.
     pub(crate) faulty: bool,
@@ -147,6 +149,7 @@ impl World {
             clients_run: true,
             faulty: true,
             lonely: Lonely::new(),
+            spells: BTreeMap::new(),
             phases: Vec::new(),
             probed: false,
             ns: 0,
