@@ -7,6 +7,7 @@
 
 pub mod checker;
 mod client;
+mod delivery;
 mod disk;
 mod faults;
 mod handshake;
