@@ -117,6 +117,8 @@ pub(crate) struct Host {
     pub(crate) life: u64,
     pub(crate) inbox: VecDeque<Arrival>,
     pub(crate) turn_planned: bool,
+    /// A turn is planned for when the next batch may be made.
+    pub(crate) seal_planned: bool,
     pub(crate) effects: Effects,
     pub(crate) askers: BTreeMap<Token, Asker>,
     /// By client.
@@ -141,6 +143,7 @@ impl Host {
             life: 0,
             inbox: VecDeque::new(),
             turn_planned: false,
+            seal_planned: false,
             effects: Effects::default(),
             askers: BTreeMap::new(),
             connections: BTreeMap::new(),

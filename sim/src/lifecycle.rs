@@ -68,6 +68,7 @@ impl World {
             state.life += 1;
             state.inbox.clear();
             state.turn_planned = false;
+            state.seal_planned = false;
             state.effects = Effects::default();
             state.askers.clear();
             state.connections.clear();
@@ -204,8 +205,8 @@ impl World {
         }
         let forgotten: Vec<_> = damaged.keys().copied().collect();
         self.invariants.forgot(addr, &forgotten);
-        let mut storage = Storage::new(wal);
-        while !storage.may_seal() {
+        let mut storage = Storage::new(wal, self.plan.disk.gather);
+        while !storage.may_seal(self.now) {
             if !storage.start_task() {
                 break;
             }

@@ -14,6 +14,9 @@ pub const SECOND: Micros = 1_000_000;
 /// One simulated millisecond.
 pub const MS: Micros = 1000;
 
+/// How long batches gather in the node.
+const GATHER: Micros = 300;
+
 /// Which faults a run may meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Profile {
@@ -153,6 +156,8 @@ pub struct NetPlan {
 pub struct DiskPlan {
     /// Shortest and longest operation.
     pub latency: (Micros, Micros),
+    /// Least time between two batches of a core, in which records gather.
+    pub gather: Micros,
     /// A segment file.
     pub segment_bytes: u64,
     /// Live segments from which checkpoints are written.
@@ -303,6 +308,7 @@ impl Plan {
         };
         let disk = DiskPlan {
             latency: (rng.between(50, 200), rng.between(300, 4000)),
+            gather: *rng.pick(&[0, GATHER]),
             segment_bytes: *rng.pick(segments),
             checkpoint_segments: *rng.pick(&[1, 2, 6, 40]),
             checkpoint_every: *rng.pick(&[4 << 10, 32 << 10, 128 << 10, 512 << 10]),
@@ -336,7 +342,7 @@ impl fmt::Display for Plan {
         write!(
             f,
             "{} nodes x {} cores, {} groups, {} shards, {} clients, {} keys, segments of {} KiB, \
-             {}faults every {:.1} s of: {}",
+             batches {} us apart, {}faults every {:.1} s of: {}",
             self.nodes,
             self.cores,
             self.groups,
@@ -344,6 +350,7 @@ impl fmt::Display for Plan {
             self.load.clients,
             self.load.keys,
             self.disk.segment_bytes >> 10,
+            self.disk.gather,
             if self.net.datagrams { "datagrams, " } else { "" },
             self.fault_every as f64 / SECOND as f64,
             if faults.is_empty() { "none".to_owned() } else { faults.join(" ") },

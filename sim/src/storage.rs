@@ -10,6 +10,7 @@ use coracle_wal::{AlignedBuf, Disk, ReadOp, SegmentTask, Wal, WalError, WriteOp}
 use crate::disk::SimDisk;
 use crate::host::Lie;
 use crate::plan::DiskPlan;
+use crate::queue::Micros;
 use crate::rng::Rng;
 
 /// Ticks between two attempts to make a segment on a full disk, as in the node.
@@ -36,6 +37,9 @@ pub(crate) struct Storage {
     open: VecDeque<(BatchSeq, Vec<Record>)>,
     owed_bytes: usize,
     idle: bool,
+    /// Batches are at least this far apart; the next one may be made from this time on.
+    gather: Micros,
+    seal_at: Micros,
     /// Ticks until a full disk is asked again.
     pause_ticks: u32,
     lie: Option<Lie>,
@@ -62,7 +66,7 @@ pub(crate) struct Durable {
 
 impl Storage {
     /// A log as recovery left it.
-    pub(crate) fn new(wal: Wal<SimDisk>) -> Self {
+    pub(crate) fn new(wal: Wal<SimDisk>, gather: Micros) -> Self {
         Self {
             wal,
             writes: BTreeMap::new(),
@@ -76,6 +80,8 @@ impl Storage {
             open: VecDeque::new(),
             owed_bytes: 0,
             idle: true,
+            gather,
+            seal_at: 0,
             pause_ticks: 0,
             lie: None,
             told: None,
@@ -109,9 +115,15 @@ impl Storage {
         self.lied != Lied::No
     }
 
-    /// Whether a batch made now would go to the disk at once.
-    pub(crate) fn may_seal(&self) -> bool {
-        self.wal.can_seal()
+    /// Whether a batch made now would go to the disk at once, and records have gathered for long
+    /// enough since the one before: as in the node.
+    pub(crate) fn may_seal(&self, now: Micros) -> bool {
+        self.may_seal_at().is_some_and(|at| at <= now)
+    }
+
+    /// When [`Storage::may_seal`] turns true by time alone.
+    pub(crate) fn may_seal_at(&self) -> Option<Micros> {
+        self.wal.can_seal().then_some(self.seal_at)
     }
 
     pub(crate) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
@@ -140,9 +152,10 @@ impl Storage {
     }
 
     /// The next write that may start; it completes by [`Storage::write_done`].
-    pub(crate) fn start_write(&mut self) -> Option<Job> {
+    pub(crate) fn start_write(&mut self, now: Micros) -> Option<Job> {
         let pending = self.wal.pending_bytes();
         let op = self.wal.next_write()?;
+        self.seal_at = now + self.gather;
         self.taken += pending - self.wal.pending_bytes();
         let job = op.id;
         if self.lied == Lied::Yes && self.writes.is_empty() {
@@ -314,8 +327,8 @@ mod tests {
     /// A log whose first segment is ready.
     fn open(disk: &SimDisk) -> Storage {
         let (wal, _) = coracle_wal::recover(disk.clone(), options(), &mut |_| {}).expect("sound");
-        let mut storage = Storage::new(wal);
-        while !storage.may_seal() {
+        let mut storage = Storage::new(wal, 0);
+        while !storage.may_seal(0) {
             assert!(storage.start_task() && storage.task_done().expect("prepared"));
         }
         storage
@@ -335,7 +348,7 @@ mod tests {
 
     fn begin_write(storage: &mut Storage, number: u64) -> Job {
         storage.append(BatchSeq::new(number), &[vote(number)]);
-        storage.start_write().expect("a segment is ready")
+        storage.start_write(0).expect("a segment is ready")
     }
 
     #[test]
@@ -417,6 +430,19 @@ mod tests {
         }
         storage.crash(true, &mut rng);
         assert_eq!(reopen(&disk), (vec![1, 2], false));
+    }
+
+    #[test]
+    fn batches_keep_their_distance_and_the_first_waits_for_nothing() {
+        let (disk, mut rng) = (SimDisk::new(), Rng::new(1, "test"));
+        let mut storage = open(&disk);
+        storage.gather = 300;
+        assert!(storage.may_seal(1000));
+        storage.append(BatchSeq::new(1), &[vote(1)]);
+        let job = storage.start_write(1000).expect("a segment is ready");
+        assert_eq!((storage.may_seal(1299), storage.may_seal(1300)), (false, true));
+        storage.write_done(job, false, &mut rng).expect("written");
+        assert!(!storage.may_seal(1299), "the end of a write changes nothing");
     }
 
     #[test]

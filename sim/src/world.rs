@@ -38,6 +38,11 @@ pub(crate) enum Event {
         host: usize,
         life: u64,
     },
+    /// Enough has gathered for a batch.
+    Seal {
+        host: usize,
+        life: u64,
+    },
     Arrive {
         host: usize,
         life: u64,
@@ -188,7 +193,12 @@ impl World {
             Event::Arrive { host, life, arrival } if life == self.hosts[host].life => {
                 self.arrive(host, arrival);
             }
-            Event::Turn { .. } | Event::Tick { .. } | Event::Arrive { .. } => {}
+            Event::Seal { host, life } if life == self.hosts[host].life => {
+                self.hosts[host].seal_planned = false;
+                self.wake(host);
+            }
+            Event::Turn { .. } | Event::Tick { .. } | Event::Seal { .. } | Event::Arrive { .. } => {
+            }
             Event::ArriveAny { host, arrival } => self.arrive(host, arrival),
             Event::Reply { client, serial, step, bytes } => {
                 self.client_reply(client, serial, step, &bytes)?;
@@ -283,11 +293,14 @@ impl World {
         self.nodes[place].busy[executor] = self.now + cost * self.nodes[place].slowness;
         let Host { inbox, core, storage, .. } = &self.hosts[host];
         let (Some(core), Some(storage)) = (core, storage) else { return Ok(()) };
-        let more = !inbox.is_empty()
-            || core.has_pending(Drain::Urgent)
-            || (storage.may_seal() && core.has_pending(Drain::All));
-        if more {
+        let seal_at = storage.may_seal_at().filter(|_| core.has_pending(Drain::All));
+        let more = !inbox.is_empty() || core.has_pending(Drain::Urgent);
+        if more || seal_at.is_some_and(|at| at <= self.now) {
             self.wake(host);
+        } else if let Some(at) = seal_at
+            && !std::mem::replace(&mut self.hosts[host].seal_planned, true)
+        {
+            self.queue.push(at, Event::Seal { host, life: self.hosts[host].life });
         }
         Ok(())
     }
@@ -378,7 +391,7 @@ impl World {
         let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
             return Ok(());
         };
-        let mode = if storage.may_seal() { Drain::All } else { Drain::Urgent };
+        let mode = if storage.may_seal(self.now) { Drain::All } else { Drain::Urgent };
         let mut effects = std::mem::take(&mut state.effects);
         core.drain(mode, &mut effects);
         if !effects.records.is_empty() {
@@ -425,7 +438,9 @@ impl World {
     }
 
     fn start_writes(&mut self, host: usize) {
-        while let Some(job) = self.hosts[host].storage.as_mut().and_then(Storage::start_write) {
+        while let Some(job) =
+            self.hosts[host].storage.as_mut().and_then(|s| s.start_write(self.now))
+        {
             self.counters.batches += 1;
             self.plan_disk(host, Arrival::WriteDone(job));
         }
