@@ -15,8 +15,9 @@ use crate::rng::Rng;
 pub(crate) enum Expect {
     /// An operation for the history.
     Op(OpKind),
-    /// A step of a pipeline on a key of its own: exactly this answer.
-    Exactly(Reply),
+    /// A step of a pipeline on a key of its own: for the history, and exactly this answer if all
+    /// steps before it were done.
+    Exactly(OpKind, Reply),
     /// Any answer but an error: keys with an expiry.
     Anything,
 }
@@ -64,6 +65,8 @@ pub(crate) enum Verdict {
     Refused(Option<(String, u16)>),
     /// Nobody knows.
     Unknown,
+    /// Done, but not as a pipeline must be that was done from its start.
+    Astray(Outcome, String),
     /// Something that must never be answered.
     Wrong(String),
 }
@@ -173,31 +176,27 @@ impl Client {
         let key = format!("{tag}p{}.{}", self.id, self.written).into_bytes();
         let both: Vec<u8> = [first.clone(), second.clone()].concat();
         let len = Reply::Integer(both.len() as i64);
-        let step = |args: &[&[u8]], answer: Reply| Call {
-            key: key.clone().into(),
-            writes: args[0] != b"GET",
-            args: args.iter().map(|arg| arg.to_vec()).collect(),
-            expect: Expect::Exactly(answer),
+        let step = |kind: OpKind, answer: Reply| {
+            let call = op(&key, kind.clone());
+            Call { expect: Expect::Exactly(kind, answer), ..call }
         };
-        match rng.below(3) {
-            0 => vec![
-                step(&[b"SET", &key, &first], Reply::OK),
-                step(&[b"GET", &key], Reply::Bulk(first)),
-                step(&[b"DEL", &key], Reply::Integer(1)),
-            ],
-            1 => vec![
-                step(&[b"SET", &key, &first], Reply::OK),
-                step(&[b"APPEND", &key, &second], len),
-                step(&[b"GET", &key], Reply::Bulk(both)),
-                step(&[b"DEL", &key], Reply::Integer(1)),
-            ],
+        let (set, append) = (OpKind::Set(first.clone().into()), OpKind::Append(second.into()));
+        let mut steps = match rng.below(3) {
+            0 => vec![step(set, Reply::OK), step(OpKind::Get, Reply::Bulk(first))],
+            1 => {
+                vec![step(set, Reply::OK), step(append, len), step(OpKind::Get, Reply::Bulk(both))]
+            }
             _ => vec![
-                step(&[b"INCR", &key], Reply::Integer(1)),
-                step(&[b"INCR", &key], Reply::Integer(2)),
-                step(&[b"DEL", &key], Reply::Integer(1)),
-                step(&[b"GET", &key], Reply::Null),
+                step(OpKind::Incr(1), Reply::Integer(1)),
+                step(OpKind::Incr(1), Reply::Integer(2)),
             ],
+        };
+        // Some keys stay, so that the end of the run has something to miss.
+        if rng.chance(0.8) {
+            steps.push(step(OpKind::Del, Reply::Integer(1)));
+            steps.push(step(OpKind::Get, Reply::Null));
         }
+        steps
     }
 }
 
@@ -229,30 +228,36 @@ pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
     }
     match &call.expect {
         Expect::Anything => Verdict::Done(Outcome::Reply(Answer::Ok)),
-        Expect::Exactly(wanted) if wanted == reply => Verdict::Done(Outcome::Reply(Answer::Ok)),
-        Expect::Exactly(wanted) => {
-            Verdict::Wrong(format!("a pipeline expects {wanted:?}, but is answered {reply:?}"))
-        }
-        Expect::Op(kind) => {
-            let answer = match reply {
-                Reply::Status("OK") => Some(Answer::Ok),
-                Reply::Integer(number) => Some(Answer::Integer(*number)),
-                Reply::Bulk(bytes) => Some(Answer::Value(Some(bytes.as_slice().into()))),
-                Reply::Null => Some(Answer::Value(None)),
-                _ => None,
-            };
-            let fits = match kind {
-                OpKind::Set(_) => answer == Some(Answer::Ok),
-                OpKind::Get | OpKind::GetSet(_) | OpKind::GetDel => {
-                    matches!(answer, Some(Answer::Value(_)))
-                }
-                _ => matches!(answer, Some(Answer::Integer(_))),
-            };
-            match answer {
-                Some(answer) if fits => Verdict::Done(Outcome::Reply(answer)),
-                _ => Verdict::Wrong(format!("{kind:?} is answered {reply:?}")),
+        Expect::Op(kind) => judge_answer(kind, reply),
+        Expect::Exactly(kind, wanted) => match judge_answer(kind, reply) {
+            Verdict::Done(outcome) if wanted != reply => {
+                let text = format!("a pipeline expects {wanted:?}, but is answered {reply:?}");
+                Verdict::Astray(outcome, text)
             }
+            verdict => verdict,
+        },
+    }
+}
+
+/// What an answer to an operation means, whatever was before it.
+fn judge_answer(kind: &OpKind, reply: &Reply) -> Verdict {
+    let answer = match reply {
+        Reply::Status("OK") => Some(Answer::Ok),
+        Reply::Integer(number) => Some(Answer::Integer(*number)),
+        Reply::Bulk(bytes) => Some(Answer::Value(Some(bytes.as_slice().into()))),
+        Reply::Null => Some(Answer::Value(None)),
+        _ => None,
+    };
+    let fits = match kind {
+        OpKind::Set(_) => answer == Some(Answer::Ok),
+        OpKind::Get | OpKind::GetSet(_) | OpKind::GetDel => {
+            matches!(answer, Some(Answer::Value(_)))
         }
+        _ => matches!(answer, Some(Answer::Integer(_))),
+    };
+    match answer {
+        Some(answer) if fits => Verdict::Done(Outcome::Reply(answer)),
+        _ => Verdict::Wrong(format!("{kind:?} is answered {reply:?}")),
     }
 }
 
@@ -277,7 +282,7 @@ fn judge_error(text: &str) -> Verdict {
 
 /// The line of an operation for the history, if it belongs there.
 pub(crate) fn history(client: u64, open: &Open, outcome: Outcome, now_ns: u64) -> Option<Op> {
-    let Expect::Op(kind) = &open.call.expect else { return None };
+    let (Expect::Op(kind) | Expect::Exactly(kind, _)) = &open.call.expect else { return None };
     let return_ns = (outcome != Outcome::Unknown).then_some(now_ns);
     Some(Op {
         client,
@@ -302,6 +307,14 @@ mod tests {
         assert_eq!(judge(&incr, &Reply::Integer(2)), done(Answer::Integer(2)));
         assert!(matches!(judge(&get, &Reply::Integer(2)), Verdict::Wrong(_)));
         assert!(matches!(judge(&get, &Reply::error("ERR what")), Verdict::Wrong(_)));
+        let kind = OpKind::Incr(1);
+        let step =
+            Call { expect: Expect::Exactly(kind.clone(), Reply::Integer(1)), ..op(b"p", kind) };
+        assert_eq!(judge(&step, &Reply::Integer(1)), done(Answer::Integer(1)));
+        let astray = judge(&step, &Reply::Integer(2));
+        let outcome = Outcome::Reply(Answer::Integer(2));
+        assert!(matches!(astray, Verdict::Astray(seen, _) if seen == outcome));
+        assert!(matches!(judge(&step, &Reply::OK), Verdict::Wrong(_)));
         let moved = judge(&get, &Reply::error("MOVED 77 h2:7101"));
         assert_eq!(moved, Verdict::Refused(Some(("h2".to_owned(), 7101))));
         assert_eq!(judge(&get, &Reply::error("UNCERTAIN outcome unknown: x")), Verdict::Unknown);

@@ -6,8 +6,10 @@
 //! all clients must be linearizable.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_engine::{CoreAddr, SlotId};
@@ -15,7 +17,7 @@ use coracle_raft::{Bug, GroupId, plant};
 
 use crate::checker;
 use crate::client::{Call, Client, op};
-use crate::history::{Op, OpKind};
+use crate::history::{Bytes, Op, OpKind};
 use crate::plan::{MS, Plan, Profile, SECOND};
 use crate::queue::Micros;
 use crate::report::{Counters, Failure};
@@ -26,6 +28,9 @@ use crate::world::World;
 const CHECK: checker::Limits = checker::Limits { states_per_step: 5_000_000, states: 200_000_000 };
 /// Most time that healed replicas may need to agree.
 const CONVERGENCE_MAX: Micros = 120 * SECOND;
+
+/// Keys that are read at once at the end.
+const LAST_LOOK: usize = 16;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -270,7 +275,7 @@ fn prove_progress(world: &mut World, quorum: &[usize]) -> Step {
         }
         let key = key_of(world, group);
         let kind = if write { OpKind::Set(b"probe".as_slice().into()) } else { OpKind::Get };
-        if ask(world, prober, op(&key, kind))? {
+        if ask(world, prober, vec![op(&key, kind)])? {
             left.remove(0);
         }
     }
@@ -280,8 +285,8 @@ fn prove_progress(world: &mut World, quorum: &[usize]) -> Step {
     world.run_until(end)
 }
 
-/// Sends one command and waits until it is answered or given up; whether it was done.
-fn ask(world: &mut World, prober: usize, call: Call) -> Result<bool, Failure> {
+/// Sends commands and waits until they are answered or given up; whether all were done.
+fn ask(world: &mut World, prober: usize, calls: Vec<Call>) -> Result<bool, Failure> {
     // In turn, not by chance: a node that is cut off from a leader outside the quorum does not
     // serve, and may come up many times in a row.
     let open = &world.open_hosts;
@@ -289,7 +294,7 @@ fn ask(world: &mut World, prober: usize, call: Call) -> Result<bool, Failure> {
     let next = open[at.map_or(0, |at| (at + 1) % open.len())];
     world.reconnect(prober, Some(next));
     world.probed = false;
-    world.client_send(prober, vec![call]);
+    world.client_send(prober, calls);
     world.clients[prober].probing = true;
     while !world.clients[prober].open.is_empty() {
         world.run_until(world.now + MS)?;
@@ -383,18 +388,18 @@ fn expect_refusals(world: &mut World) -> Step {
 /// One last look at every key: an acknowledged write that is gone shows here.
 fn read_everything(world: &mut World) -> Step {
     let prober = world.clients.len() - 1;
-    let (keys, tags) = (world.plan.load.keys, world.plan.load.tags);
-    for number in 0..keys * tags {
-        for family in ["k", "n"] {
-            let tag = world.plan.load.tag_of(number / keys);
-            let key = format!("{tag}{family}{}", number % keys);
-            let mut tries = 0;
-            while !ask(world, prober, op(key.as_bytes(), OpKind::Get))? {
-                tries += 1;
-                if tries > 100 {
-                    let text = format!("a healthy cluster does not answer GET {key}");
-                    return Err(world.failure("progress", text));
-                }
+    // Also those that a pipeline alone has ever used.
+    let keys: BTreeSet<Bytes> = world.history.iter().map(|op| Arc::clone(&op.key)).collect();
+    let keys: Vec<Bytes> = keys.into_iter().collect();
+    for some in keys.chunks(LAST_LOOK) {
+        let mut tries = 0;
+        while !ask(world, prober, some.iter().map(|key| op(key, OpKind::Get)).collect())? {
+            tries += 1;
+            if tries > 100 {
+                let first = String::from_utf8_lossy(&some[0]).into_owned();
+                let text =
+                    format!("a healthy cluster does not answer GET {first} and what follows");
+                return Err(world.failure("progress", text));
             }
         }
     }

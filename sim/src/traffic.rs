@@ -93,20 +93,26 @@ impl World {
     fn client_answered(&mut self, client: usize) -> Result<(), Failure> {
         let open = std::mem::take(&mut self.clients[client].open);
         let id = self.clients[client].id;
-        // What follows a step that was not done cannot be told.
+        // The answers to what follows a step that was not done are for the history alone.
         let whole = open
             .iter()
             .all(|open| !matches!(open.verdict, Some(Verdict::Refused(_) | Verdict::Unknown)));
+        if self.clients[client].probing {
+            self.probed = whole;
+        }
         let mut target = None;
         for mut open in open {
             let outcome = match open.verdict.take() {
-                Some(Verdict::Wrong(text)) if whole => {
+                Some(Verdict::Astray(outcome, _)) if !whole => {
+                    self.counters.count_answer(open.call.writes);
+                    outcome
+                }
+                Some(Verdict::Wrong(text) | Verdict::Astray(_, text)) => {
                     let key = String::from_utf8_lossy(&open.call.key).into_owned();
                     return Err(self.failure("answers", format!("client {id}, key {key}: {text}")));
                 }
                 Some(Verdict::Done(outcome)) => {
                     self.counters.count_answer(open.call.writes);
-                    self.probed |= self.clients[client].probing;
                     outcome
                 }
                 Some(Verdict::Refused(to)) => {
@@ -114,7 +120,7 @@ impl World {
                     target = to.or(target);
                     Outcome::Refused
                 }
-                Some(Verdict::Wrong(_) | Verdict::Unknown) | None => {
+                Some(Verdict::Unknown) | None => {
                     self.counters.unknown += 1;
                     Outcome::Unknown
                 }
@@ -130,7 +136,7 @@ impl World {
     }
 
     fn write_down(&mut self, id: u64, open: &Open, outcome: Outcome) {
-        if outcome == Outcome::Refused || !matches!(open.call.expect, Expect::Op(_)) {
+        if outcome == Outcome::Refused || matches!(open.call.expect, Expect::Anything) {
             return;
         }
         let now = self.moment();
@@ -164,7 +170,7 @@ impl World {
         let (id, host) = (self.clients[client].id, self.clients[client].host);
         for open in &open {
             let outcome = match &open.verdict {
-                Some(Verdict::Done(outcome)) => outcome.clone(),
+                Some(Verdict::Done(outcome) | Verdict::Astray(outcome, _)) => outcome.clone(),
                 Some(Verdict::Refused(_)) => Outcome::Refused,
                 _ => Outcome::Unknown,
             };

@@ -105,7 +105,7 @@ pub(crate) struct World {
     pub(crate) phases: Vec<Activity>,
     /// Whether new faults happen.
     pub(crate) faulty: bool,
-    /// Whether the command of the client that probes was done.
+    /// Whether all commands of the client that probes were done.
     pub(crate) probed: bool,
     /// Operations are numbered so that no two happen at the same time.
     pub(crate) ns: u64,
