@@ -154,7 +154,8 @@ impl MemDisk {
         state.files.values_mut().for_each(|file| file.unreadable.clear());
     }
 
-    /// Reads that touch this part of the file fail.
+    /// Reads that touch this part of the file fail, until it is written again: then the device
+    /// puts another sector in its place.
     pub fn make_unreadable(&self, name: &str, range: Range<u64>) {
         if let Some(file) = self.lock().named(name) {
             file.unreadable.push(range);
@@ -361,6 +362,12 @@ impl FileData {
             self.bytes.resize(end, 0);
         }
         self.bytes[offset..end].copy_from_slice(buffer);
+        let written = offset as u64..end as u64;
+        let bad = std::mem::take(&mut self.unreadable).into_iter();
+        let left = bad.flat_map(|bad| {
+            [bad.start..bad.end.min(written.start), bad.start.max(written.end)..bad.end]
+        });
+        self.unreadable = left.filter(|part| !part.is_empty()).collect();
     }
 
     fn crash(&mut self, keep: &mut dyn FnMut(u64) -> bool) {
@@ -412,6 +419,19 @@ mod tests {
         disk.rename("b", "c").expect("rename");
         disk.crash(&mut |lost| lost == Unsynced::DirChange { number: 0 });
         assert_eq!(disk.list().expect("list"), ["b"]);
+    }
+
+    #[test]
+    fn unreadable_parts_stay_so_until_they_are_written() {
+        let disk = MemDisk::new();
+        disk.set_contents("a", vec![1; 4096]);
+        disk.make_unreadable("a", 512..2048);
+        let file = disk.open("a").expect("open");
+        disk.write_at(&file, 1024, &[2; 512]).expect("write");
+        disk.crash(&mut |_| true);
+        let readable = |sector: u64| disk.read_at(&file, sector * 512, &mut [0; 512]).is_ok();
+        let readable: Vec<bool> = (0..8).map(readable).collect();
+        assert_eq!(readable, [true, false, true, false, true, true, true, true]);
     }
 
     #[test]
