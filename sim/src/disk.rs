@@ -77,17 +77,33 @@ impl SimDisk {
 
     /// Changes bits of a few bytes somewhere in one of the files, durably. Returns where.
     pub(crate) fn rot(&self, rng: &mut Rng) -> Option<String> {
-        let name = self.any_file(rng)?;
-        let bytes = self.mem.contents(&name)?;
-        // Where something is written, or it would be damage that nobody can ever see.
-        let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
-        let from = rng.below(used as u64) as usize;
-        let at = bytes[from..].iter().position(|&byte| byte != 0).map_or(from, |more| from + more);
+        let (name, at, used) = self.any_place(rng)?;
         let len = *rng.pick(&[1usize, 1, 8, SECTOR_BYTES, 4096]);
         for offset in at..(at + len).min(used) {
             self.mem.flip(&name, offset, (rng.next() as u8).max(1));
         }
         Some(format!("{len} bytes at {at} of {name}"))
+    }
+
+    /// Makes a few sectors somewhere in one of the files unreadable. Returns where.
+    pub(crate) fn spoil(&self, rng: &mut Rng) -> Option<String> {
+        let (name, at, _) = self.any_place(rng)?;
+        let first = at / SECTOR_BYTES;
+        let count = *rng.pick(&[1usize, 1, 8, 64]);
+        let bytes = (first * SECTOR_BYTES) as u64..((first + count) * SECTOR_BYTES) as u64;
+        self.mem.make_unreadable(&name, bytes);
+        Some(format!("{count} sectors from {first} of {name}"))
+    }
+
+    /// A file and a place in it where something is written, or damage would be of a kind that
+    /// nobody can ever see; and where its content ends.
+    fn any_place(&self, rng: &mut Rng) -> Option<(String, usize, usize)> {
+        let name = self.any_file(rng)?;
+        let bytes = self.mem.contents(&name)?;
+        let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
+        let from = rng.below(used as u64) as usize;
+        let at = bytes[from..].iter().position(|&byte| byte != 0).map_or(from, |more| from + more);
+        Some((name, at, used))
     }
 
     /// One of the files with content.

@@ -175,7 +175,9 @@ impl World {
                 let left = self.rng.between(5, 30) as u32;
                 self.churn(left);
             }
-            Fault::BitRot | Fault::Misdirect | Fault::StaleBlock => return self.damage(fault),
+            Fault::BitRot | Fault::BadSector | Fault::Misdirect | Fault::StaleBlock => {
+                return self.damage(fault);
+            }
             Fault::Wipe => return self.wipe(long),
             Fault::OldCopy => return self.old_copy(long),
         }
@@ -333,7 +335,9 @@ impl World {
             Fault::Misdirect => storage.lie_next(Lie::Misdirect),
             Fault::StaleBlock => storage.lie_next(Lie::Stale),
             _ => {
-                let Some(place) = state.disk.rot(&mut self.rng) else { return false };
+                let (disk, rng) = (&state.disk, &mut self.rng);
+                let place = if fault == Fault::BitRot { disk.rot(rng) } else { disk.spoil(rng) };
+                let Some(place) = place else { return false };
                 storage.lied();
                 self.damaged(host, place);
                 return true;

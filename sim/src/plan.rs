@@ -126,6 +126,8 @@ kinds! {
     Misdirect "misdirected-write" Rot,
     /// A part of one node's log silently keeps what it held before.
     StaleBlock "stale-block" Rot,
+    /// A few sectors of one node's log cannot be read any more.
+    BadSector "bad-sector" Rot,
     /// One node's disks are replaced by empty ones.
     Wipe "wipe" Amnesia,
     /// A copy of one node's disks is made; later it takes their place.
@@ -269,7 +271,7 @@ impl Plan {
             faults.push(if rng.chance(0.5) { Fault::Kill } else { Fault::Isolate });
         }
         let wanted: &[Fault] = match profile {
-            Profile::Rot => &[Fault::BitRot, Fault::Misdirect, Fault::StaleBlock],
+            Profile::Rot => &[Fault::BitRot, Fault::Misdirect, Fault::StaleBlock, Fault::BadSector],
             Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
             _ => &[],
         };
