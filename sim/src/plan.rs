@@ -30,7 +30,7 @@ pub enum Profile {
     Network,
     /// Slow, stuck, full, failing disks.
     Disk,
-    /// Damage at rest on one node, beside crashes.
+    /// Damage at rest on one node, beside everything that passes.
     Rot,
     /// One node's disk is wiped, or replaced by an old copy, beside crashes.
     Amnesia,
@@ -76,50 +76,50 @@ kinds! {
     /// A node loses power: unsynced writes are lost or torn, nobody is told that links are dead.
     PowerLoss "power-loss" Mix Crash Disk Rot Amnesia,
     /// All nodes lose power at once.
-    Blackout "blackout" Mix Crash,
+    Blackout "blackout" Mix Crash Rot,
     /// A node is killed again and again, soon after each start.
-    CrashLoop "crash-loop" Mix Crash Amnesia,
+    CrashLoop "crash-loop" Mix Crash Amnesia Rot,
     /// A node's threads stand still, its disk and network do not.
-    Pause "pause" Mix Crash Network Amnesia,
+    Pause "pause" Mix Crash Network Amnesia Rot,
     /// A node is cut off and stands still, and wakes up still cut off: it has missed everything
     /// and does not know it.
-    Nap "nap" Mix Crash Network,
+    Nap "nap" Mix Crash Network Rot,
     /// A node is cut off from all others.
-    Isolate "isolate" Mix Network Amnesia,
+    Isolate "isolate" Mix Network Amnesia Rot,
     /// The cluster falls into two parts.
-    Split "split" Mix Network Amnesia,
+    Split "split" Mix Network Amnesia Rot,
     /// Two nodes cannot reach each other, everyone else can reach both.
-    Cut "cut" Mix Network,
+    Cut "cut" Mix Network Rot,
     /// Messages pass in one direction only.
-    OneWay "one-way" Mix Network,
+    OneWay "one-way" Mix Network Rot,
     /// A link breaks and heals again and again.
-    Flap "flap" Mix Network,
+    Flap "flap" Mix Network Rot,
     /// Nodes are cut off one after the other and come back in another order.
-    Swizzle "swizzle" Mix Network,
+    Swizzle "swizzle" Mix Network Rot,
     /// Connections are reset.
-    Reset "reset" Mix Network Amnesia,
+    Reset "reset" Mix Network Amnesia Rot,
     /// All messages of a node are slow for a while.
-    SlowNet "slow-net" Mix Network Amnesia,
+    SlowNet "slow-net" Mix Network Amnesia Rot,
     /// Bytes of peer frames are changed on the way.
-    Corrupt "corrupt" Mix Network,
+    Corrupt "corrupt" Mix Network Rot,
     /// Disk operations of a node do not complete for a while.
-    StuckDisk "stuck-disk" Mix Disk Amnesia,
+    StuckDisk "stuck-disk" Mix Disk Amnesia Rot,
     /// Disk operations of a node take far longer for a while.
-    SlowDisk "slow-disk" Mix Disk Amnesia,
+    SlowDisk "slow-disk" Mix Disk Amnesia Rot,
     /// No new space on a node's disk for a while.
-    FullDisk "full-disk" Mix Disk,
+    FullDisk "full-disk" Mix Disk Rot,
     /// One write of a node fails.
-    WriteError "write-error" Mix Disk,
+    WriteError "write-error" Mix Disk Rot,
     /// Reading back from a node's log fails for a while.
-    ReadError "read-error" Mix Disk,
+    ReadError "read-error" Mix Disk Rot,
     /// A node's cores are slow for a while.
-    SlowCore "slow-core" Mix Crash,
+    SlowCore "slow-core" Mix Crash Rot,
     /// A node's wall clock jumps.
-    ClockJump "clock-jump" Mix Crash,
+    ClockJump "clock-jump" Mix Crash Rot,
     /// A leader is asked to hand over.
-    Transfer "transfer" Mix Crash Network Amnesia,
+    Transfer "transfer" Mix Crash Network Amnesia Rot,
     /// Leaderships change hands again and again.
-    Churn "churn" Mix Crash Network Disk,
+    Churn "churn" Mix Crash Network Disk Rot,
     /// Bits of one node's log are changed at rest.
     BitRot "bit-rot" Rot,
     /// A write of one node lands in the wrong place of its segment.
@@ -275,6 +275,11 @@ impl Plan {
             Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
             _ => &[],
         };
+        // Where much else goes on there is less damage.
+        if profile == Profile::Rot && rng.chance(0.3) {
+            let few = [Fault::Kill, Fault::PowerLoss];
+            faults.retain(|fault| few.contains(fault) || wanted.contains(fault));
+        }
         if !wanted.is_empty() && !faults.iter().any(|fault| wanted.contains(fault)) {
             faults.push(*rng.pick(wanted));
         }
