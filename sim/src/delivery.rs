@@ -106,4 +106,20 @@ impl World {
             Arrived::Forged(text) => Err(self.failure("codec", text)),
         }
     }
+
+    /// Whoever waits for an answer of one of these nodes that went without a word is told: by the
+    /// machine itself, which is up again.
+    pub(crate) fn end_silence(&mut self, nodes: &[usize]) {
+        for link in self.net.broken() {
+            let (epoch, from, to) = {
+                let link = &self.net.links[link];
+                (link.epoch, self.host_at(link.from), self.host_at(link.to))
+            };
+            if nodes.contains(&self.node_of(to)) {
+                let soon = self.now + self.rng.between(50, 5 * MS);
+                let arrival = Arrival::LinkEnded { link, epoch };
+                self.queue.push(soon, Event::ArriveAny { host: from, arrival });
+            }
+        }
+    }
 }

@@ -36,13 +36,13 @@ impl World {
         if !self.faulty {
             return Ok(());
         }
-        let next = self.rng.wait(self.plan.fault_every);
-        self.queue.push(self.now + next, Event::Fault);
         let fault = *self.rng.pick(&self.plan.faults);
         let node = self.rng.below(self.nodes.len() as u64) as usize;
         if self.inject(fault, node) {
             self.counters.count_fault(fault);
         }
+        let next = self.rng.wait(self.plan.fault_every);
+        self.queue.push(self.now + next, Event::Fault);
         Ok(())
     }
 
@@ -133,11 +133,10 @@ impl World {
                 self.spell(fault, node, long);
             }
             Fault::StuckDisk => {
-                let until = self.now + long;
                 for host in self.hosts_of(node) {
-                    let stuck = &mut self.hosts[host].stuck_until;
-                    *stuck = until.max(*stuck);
+                    self.hosts[host].stuck = true;
                 }
+                self.spell(fault, node, long);
             }
             Fault::SlowDisk => {
                 let slowness = self.rng.between(5, 100);
@@ -226,6 +225,7 @@ impl World {
                     self.hosts[host].disk_slowness = 1;
                 }
             }
+            Fault::StuckDisk => self.release_disk(node),
             Fault::FullDisk => self.set_full(node, false),
             Fault::ReadError => self.set_unreadable(node, false),
             Fault::SlowCore => self.nodes[node].slowness = 1,
@@ -282,6 +282,17 @@ impl World {
         self.plan_start(node, restart);
         let again = restart + self.rng.wait(150 * MS);
         self.queue.push(self.now + again, Event::Undo(Undo::CrashAgain(node)));
+    }
+
+    /// A disk that was stuck goes on.
+    pub(crate) fn release_disk(&mut self, node: usize) {
+        for host in self.hosts_of(node) {
+            let state = &mut self.hosts[host];
+            state.stuck = false;
+            for arrival in std::mem::take(&mut state.held) {
+                self.arrive(host, arrival);
+            }
+        }
     }
 
     pub(crate) fn set_full(&mut self, node: usize, full: bool) {

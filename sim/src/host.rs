@@ -125,7 +125,9 @@ pub(crate) struct Host {
     pub(crate) connections: BTreeMap<usize, Connection>,
     pub(crate) next_token: u64,
     pub(crate) seen: Vec<Seen>,
-    pub(crate) stuck_until: Micros,
+    /// Nothing that the disk does completes; what would have done so waits.
+    pub(crate) stuck: bool,
+    pub(crate) held: Vec<Arrival>,
     pub(crate) disk_slowness: u64,
     pub(crate) write_fails: bool,
     /// Something in its log was damaged on purpose.
@@ -149,7 +151,8 @@ impl Host {
             connections: BTreeMap::new(),
             next_token: 0,
             seen: Vec::new(),
-            stuck_until: 0,
+            stuck: false,
+            held: Vec::new(),
             disk_slowness: 1,
             write_fails: false,
             damaged: false,

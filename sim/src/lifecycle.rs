@@ -67,6 +67,7 @@ impl World {
             }
             state.life += 1;
             state.inbox.clear();
+            state.held.clear();
             state.turn_planned = false;
             state.seal_planned = false;
             state.effects = Effects::default();

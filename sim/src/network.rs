@@ -243,6 +243,12 @@ impl Network {
         matches!(self.links[link].state, State::Down { .. })
     }
 
+    /// The connections that ended without their senders knowing it yet.
+    pub(crate) fn broken(&self) -> Vec<usize> {
+        let broken = |&link: &usize| self.links[link].state == State::Broken;
+        (0..self.links.len()).filter(broken).collect()
+    }
+
     /// Encodes messages for a link that is not down.
     pub(crate) fn encode(&mut self, link: usize, messages: Vec<PeerMessage>) -> Vec<Frame> {
         if self.links[link].state != State::Up {
@@ -316,7 +322,8 @@ impl Network {
             }
             way += self.slow[from] + self.slow[to];
         }
-        if !frame.datagram {
+        // In peace nothing is overtaken either.
+        if !frame.datagram || spared {
             let state = &mut self.links[link];
             state.due = state.due.max(now + way);
             return Travel { arrivals: vec![(state.due, frame)], broken: false };

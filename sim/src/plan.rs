@@ -14,6 +14,16 @@ pub const SECOND: Micros = 1_000_000;
 /// One simulated millisecond.
 pub const MS: Micros = 1000;
 
+/// Time between ticks.
+const TICK: Micros = 25 * MS;
+/// The longest election timeout: raft draws from 20 to 39 ticks.
+pub(crate) const ELECTION_TIMEOUT_MAX: Micros = 40 * TICK;
+/// Election timeouts that a quorum may need to serve every group again. One passes until followers
+/// miss a leader that is gone, and up to 2 more until a leader outside the quorum that cannot lead
+/// steps down; a vote may be split again and again, with clocks that differ by a fifth; a follower
+/// may need a snapshot, of which a lost piece is sent again after one; and the probes of every
+/// group follow each other, each up to half a timeout at every host that cannot serve.
+const RECOVERY_ELECTIONS: u64 = 8;
 /// How long batches gather in the node.
 const GATHER: Micros = 300;
 
@@ -328,11 +338,11 @@ impl Plan {
             cores,
             groups,
             shards: (rng.between(1, 4) as u16) * groups as u16,
-            tick: 25 * MS,
+            tick: TICK,
             drift_ppm: if calm { 0 } else { *rng.pick(&[0, 1000, 200_000]) },
             cache_bytes: *rng.pick(&[256 << 10, 4 << 20]),
             faulty: seconds * SECOND,
-            recovery_max: 30 * SECOND,
+            recovery_max: RECOVERY_ELECTIONS * ELECTION_TIMEOUT_MAX,
             fault_every: rng.between(300, 4000) * MS,
             faults,
             victim: rng.below(u64::from(nodes)) as u32,

@@ -95,8 +95,6 @@ counters! {
     groups_damaged,
     /// Nodes that ended for good because the others refused their disk.
     refusals,
-    /// Milliseconds until a quorum left in peace served every group again.
-    recovery_ms,
     /// Frames sent between nodes.
     frames,
     /// Frames lost on the way.

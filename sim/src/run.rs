@@ -64,6 +64,8 @@ pub struct Outcome {
     pub took: Duration,
     /// Everything the clients saw.
     pub history: Vec<Op>,
+    /// How long the quorum that was left in peace took to serve every group again.
+    pub recovery: Option<Micros>,
     /// What happened in the first phase and in the second, as far as the run came.
     pub phases: Vec<Activity>,
 }
@@ -126,6 +128,7 @@ pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write>>) -> Outcom
             simulated: 0,
             took: started.elapsed(),
             history: Vec::new(),
+            recovery: None,
             phases: Vec::new(),
         };
     };
@@ -142,6 +145,7 @@ pub fn run(seed: u64, options: &Options, file: Option<Box<dyn Write>>) -> Outcom
         simulated: world.now,
         took: started.elapsed(),
         history: world.history,
+        recovery: world.recovery,
         phases: world.phases,
     }
 }
@@ -213,6 +217,7 @@ fn leave_in_peace(world: &mut World) -> Vec<usize> {
             world.heal(from, to);
         }
     }
+    world.end_silence(&whole);
     world.open_hosts = whole.iter().flat_map(|&node| world.hosts_of(node)).collect();
     let detail = format!("{:?}", whole.iter().map(|node| node + 1).collect::<Vec<_>>());
     world.trace.cluster(world.now, "LeftInPeace", detail);
@@ -223,6 +228,7 @@ fn leave_in_peace(world: &mut World) -> Vec<usize> {
 fn end_faults(world: &mut World, node: usize) {
     world.set_full(node, false);
     world.set_unreadable(node, false);
+    world.release_disk(node);
     world.net.set_slow(node, 0);
     let state = &mut world.nodes[node];
     state.slowness = 1;
@@ -232,7 +238,6 @@ fn end_faults(world: &mut World, node: usize) {
     }
     for host in world.hosts_of(node) {
         let state = &mut world.hosts[host];
-        state.stuck_until = 0;
         state.disk_slowness = 1;
         state.write_fails = false;
         if state.core.is_some() {
@@ -279,7 +284,7 @@ fn prove_progress(world: &mut World, quorum: &[usize]) -> Step {
             left.remove(0);
         }
     }
-    world.counters.recovery_ms += (world.now - begin) / MS;
+    world.recovery = Some(world.now - begin);
     // The other clients go on for a while, so that more than probes is seen.
     let end = world.now + 2 * SECOND;
     world.run_until(end)
@@ -294,8 +299,8 @@ fn ask(world: &mut World, prober: usize, calls: Vec<Call>) -> Result<bool, Failu
     let next = open[at.map_or(0, |at| (at + 1) % open.len())];
     world.reconnect(prober, Some(next));
     world.probed = false;
-    world.client_send(prober, calls);
     world.clients[prober].probing = true;
+    world.client_send(prober, calls);
     while !world.clients[prober].open.is_empty() {
         world.run_until(world.now + MS)?;
     }

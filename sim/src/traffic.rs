@@ -6,8 +6,13 @@ use crate::client::{self, Expect, Open, Verdict};
 use crate::history::Outcome;
 use crate::host::{Arrival, Commands};
 use crate::plan::MS;
+use crate::queue::Micros;
 use crate::report::Failure;
 use crate::world::{Event, World};
+
+/// When a probe is given up: it asks the next host then, so that a host that cannot serve does
+/// not hide that another can.
+const PROBE_TIMEOUT: Micros = 500 * MS;
 
 impl World {
     /// Lets a client begin something new after a while.
@@ -61,8 +66,9 @@ impl World {
         let commands = Commands { client, serial, via, read_mode, protocol, bytes, count };
         let (life, arrival) = (self.hosts[host].life, Arrival::Commands(commands));
         self.queue.push(self.now + way, Event::Arrive { host, life, arrival });
-        let timeout = self.now + self.plan.load.timeout;
-        self.queue.push(timeout, Event::ClientTimeout { client, serial });
+        let probing = self.clients[client].probing;
+        let patience = if probing { PROBE_TIMEOUT } else { self.plan.load.timeout };
+        self.queue.push(self.now + patience, Event::ClientTimeout { client, serial });
         self.counters.calls += 1;
     }
 

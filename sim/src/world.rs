@@ -38,6 +38,12 @@ pub(crate) enum Event {
         host: usize,
         life: u64,
     },
+    /// An operation of the disk is done, unless the disk is stuck.
+    DiskDone {
+        host: usize,
+        life: u64,
+        arrival: Arrival,
+    },
     /// Enough has gathered for a batch.
     Seal {
         host: usize,
@@ -103,6 +109,8 @@ pub(crate) struct World {
     /// When the faults that last for a while end, by kind and node.
     pub(crate) spells: BTreeMap<(Fault, usize), Micros>,
     pub(crate) phases: Vec<Activity>,
+    /// How long the quorum that was left in peace took to serve every group again.
+    pub(crate) recovery: Option<Micros>,
     /// Whether new faults happen.
     pub(crate) faulty: bool,
     /// Whether all commands of the client that probes were done.
@@ -156,6 +164,7 @@ impl World {
             lonely: Lonely::new(),
             spells: BTreeMap::new(),
             phases: Vec::new(),
+            recovery: None,
             probed: false,
             ns: 0,
             plan,
@@ -197,8 +206,17 @@ impl World {
                 self.hosts[host].seal_planned = false;
                 self.wake(host);
             }
-            Event::Turn { .. } | Event::Tick { .. } | Event::Seal { .. } | Event::Arrive { .. } => {
+            Event::DiskDone { host, life, arrival } if life == self.hosts[host].life => {
+                match self.hosts[host].stuck {
+                    true => self.hosts[host].held.push(arrival),
+                    false => self.arrive(host, arrival),
+                }
             }
+            Event::Turn { .. }
+            | Event::DiskDone { .. }
+            | Event::Tick { .. }
+            | Event::Seal { .. }
+            | Event::Arrive { .. } => {}
             Event::ArriveAny { host, arrival } => self.arrive(host, arrival),
             Event::Reply { client, serial, step, bytes } => {
                 self.client_reply(client, serial, step, &bytes)?;
@@ -240,7 +258,7 @@ impl World {
         (addr.node.get() as usize - 1) * usize::from(self.plan.cores) + usize::from(addr.core.0)
     }
 
-    fn arrive(&mut self, host: usize, arrival: Arrival) {
+    pub(crate) fn arrive(&mut self, host: usize, arrival: Arrival) {
         if self.hosts[host].core.is_some() {
             self.hosts[host].inbox.push_back(arrival);
             self.wake(host);
@@ -262,13 +280,12 @@ impl World {
     fn tick(&mut self, host: usize) {
         let node = &self.nodes[self.node_of(host)];
         let life = self.hosts[host].life;
-        if node.paused_until > self.now {
-            // Ticks that were slept through are not made up for.
-            self.queue.push(node.paused_until, Event::Tick { host, life });
-            return;
-        }
+        let sleeps = node.paused_until > self.now;
         self.queue.push(self.now + node.tick(self.plan.tick), Event::Tick { host, life });
-        self.arrive(host, Arrival::Tick);
+        // Ticks that were slept through are not made up for.
+        if !sleeps {
+            self.arrive(host, Arrival::Tick);
+        }
     }
 
     fn turn(&mut self, host: usize) -> Step {
@@ -456,8 +473,8 @@ impl World {
     pub(crate) fn plan_disk(&mut self, host: usize, arrival: Arrival) {
         let (shortest, longest) = self.plan.disk.latency;
         let latency = self.rng.between(shortest, longest) * self.hosts[host].disk_slowness;
-        let at = (self.now + latency).max(self.hosts[host].stuck_until);
-        self.queue.push(at, Event::Arrive { host, life: self.hosts[host].life, arrival });
+        let life = self.hosts[host].life;
+        self.queue.push(self.now + latency, Event::DiskDone { host, life, arrival });
     }
 
     /// Checks and records what a turn has changed.

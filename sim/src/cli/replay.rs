@@ -39,6 +39,9 @@ pub(crate) fn replay(seed: u64, options: &Options, files: &Files<'_>, twice: boo
             seen.commits, seen.writes, seen.reads, seen.elections, seen.starts
         );
     }
+    if let Some(recovery) = outcome.recovery {
+        println!("the quorum served every group after {:.3} s", recovery as f64 / SECOND as f64);
+    }
     let simulated = outcome.simulated as f64 / SECOND as f64;
     println!(
         "{simulated:.1} s simulated in {:.3} s: {:.0} times real time; trace {:016x}",

@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use coracle_sim::Micros;
 use coracle_sim::plan::{Profile, SECOND};
 use coracle_sim::report::Counters;
 use coracle_sim::run::{Options, Outcome, catch_panics, run};
@@ -74,6 +75,7 @@ fn run_all(jobs: VecDeque<Job>, threads: usize, twice: bool) -> bool {
     let (sender, results) = mpsc::channel();
     let mut totals = Counters::default();
     let (mut failed, mut simulated, mut busy) = (Vec::new(), 0, 0.0);
+    let mut recoveries: Vec<(Micros, u64)> = Vec::new();
     thread::scope(|scope| {
         for _ in 0..threads {
             let (sender, queue) = (sender.clone(), &queue);
@@ -84,6 +86,7 @@ fn run_all(jobs: VecDeque<Job>, threads: usize, twice: bool) -> bool {
             totals.merge(&outcome.counters);
             simulated += outcome.simulated;
             busy += outcome.took.as_secs_f64();
+            recoveries.extend(outcome.recovery.map(|recovery| (recovery, job.seed)));
             if let Some(failure) = &outcome.failure {
                 bar.println(format!("FAILED seed {}: {failure}", job.seed));
                 failed.push((job, failure.clone()));
@@ -101,6 +104,15 @@ fn run_all(jobs: VecDeque<Job>, threads: usize, twice: bool) -> bool {
         started.elapsed().as_secs_f64(),
         simulated / f64::max(busy, 1e-9),
     );
+    if let Some(&(longest, seed)) = recoveries.iter().max() {
+        let sum: Micros = recoveries.iter().map(|(recovery, _)| recovery).sum();
+        let mean = sum as f64 / recoveries.len() as f64 / SECOND as f64;
+        let longest = longest as f64 / SECOND as f64;
+        println!(
+            "a quorum in peace served every group after {mean:.2} s in the mean, {longest:.2} s \
+             at most (seed {seed})"
+        );
+    }
     failed.sort_by_key(|(job, _)| job.seed);
     for (job, failure) in &failed {
         let first = failure.text.lines().next().unwrap_or_default();
