@@ -30,6 +30,9 @@ pub(crate) enum Undo {
     ReadAgain(usize),
 }
 
+/// How soon a fault is tried again while none has been possible yet.
+const FIRST_AGAIN: Micros = 20 * MS;
+
 impl World {
     /// One more fault, and plans the next.
     pub(crate) fn fault(&mut self) -> Step {
@@ -41,7 +44,9 @@ impl World {
         if self.inject(fault, node) {
             self.counters.count_fault(fault);
         }
-        let next = self.rng.wait(self.plan.fault_every);
+        // A phase must not end before any fault was possible.
+        let none_yet = self.counters.faults.is_empty();
+        let next = if none_yet { FIRST_AGAIN } else { self.rng.wait(self.plan.fault_every) };
         self.queue.push(self.now + next, Event::Fault);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calm;
 pub mod checker;
 mod client;
 mod delivery;

@@ -18,7 +18,7 @@ use coracle_raft::{Bug, GroupId, plant};
 use crate::checker;
 use crate::client::{Call, Client, op};
 use crate::history::{Bytes, Op, OpKind};
-use crate::plan::{MS, Plan, Profile, SECOND};
+use crate::plan::{ELECTION_TIMEOUT_MAX, MS, Plan, Profile, SECOND};
 use crate::queue::Micros;
 use crate::report::{Counters, Failure};
 use crate::trace::Trace;
@@ -181,18 +181,30 @@ fn phases(world: &mut World) -> Step {
     check_history(world)
 }
 
-/// A phase in which nothing happened shows nothing.
+/// A phase in which too little happened shows nothing.
 fn end_phase(world: &mut World, before: &Counters) -> Result<Counters, Failure> {
     let now = world.totals();
     let seen = Activity::between(before, &now);
     world.phases.push(seen);
-    // The first phase may be one long outage, if it has faults; the second has a quorum.
-    let excused = world.phases.len() == 1 && !world.plan.faults.is_empty();
-    let idle = seen.commits == 0 || seen.writes == 0 || seen.reads == 0;
-    if idle && !excused {
-        return Err(world.failure("idle", format!("too little happened: {seen:?}")));
+    // The second phase always has a quorum. The first has to show as much as its faults left it
+    // time for, and that the plan's faults happened.
+    let least = if world.phases.len() == 1 { least_of_first(world) } else { 1 };
+    if seen.commits.min(seen.writes).min(seen.reads) < least {
+        let text = format!("too little happened, at least {least} of each: {seen:?}");
+        return Err(world.failure("idle", text));
+    }
+    if !world.plan.faults.is_empty() && now.faults.is_empty() {
+        return Err(world.failure("idle", "no fault of the plan has happened".to_owned()));
     }
     Ok(now)
+}
+
+/// Commits, writes and reads that the first phase must show: one of each for every two clients
+/// and second in which all groups had a quorum at a stretch, the time of an election apart. Runs
+/// show five times that at least.
+const fn least_of_first(world: &World) -> u64 {
+    let calm = world.calm.longest().saturating_sub(ELECTION_TIMEOUT_MAX);
+    calm * world.plan.load.clients as u64 / (2 * SECOND)
 }
 
 /// Chooses a quorum without damage and ends all faults inside it.

@@ -7,6 +7,7 @@ use coracle_engine::{
 };
 use coracle_raft::NodeId;
 
+use crate::calm::Calm;
 use crate::client::Client;
 use crate::history::Op;
 use crate::host::{Arrival, Host, Node, Seen};
@@ -106,6 +107,7 @@ pub(crate) struct World {
     pub(crate) open_hosts: Vec<usize>,
     pub(crate) clients_run: bool,
     pub(crate) lonely: Lonely,
+    pub(crate) calm: Calm,
     /// When the faults that last for a while end, by kind and node.
     pub(crate) spells: BTreeMap<(Fault, usize), Micros>,
     pub(crate) phases: Vec<Activity>,
@@ -162,6 +164,7 @@ impl World {
             clients_run: true,
             faulty: true,
             lonely: Lonely::new(),
+            calm: Calm::default(),
             spells: BTreeMap::new(),
             phases: Vec::new(),
             recovery: None,
@@ -176,11 +179,11 @@ impl World {
             world.client_later(client);
         }
         if !world.plan.faults.is_empty() {
-            let first = world.rng.wait(world.plan.fault_every);
+            let first = world.rng.wait(world.plan.fault_every).min(world.plan.faulty / 2);
             world.queue.push(first, Event::Fault);
         }
         world.queue.push(SECOND, Event::DeepCheck);
-        world.queue.push(SECOND, Event::LonelyCheck);
+        world.queue.push(0, Event::LonelyCheck);
         Ok(world)
     }
 
@@ -230,7 +233,10 @@ impl World {
             Event::Start { .. } => {}
             Event::Fault => self.fault()?,
             Event::Undo(undo) => self.undo(undo)?,
-            Event::LonelyCheck => self.check_lonely_leaders()?,
+            Event::LonelyCheck => {
+                self.look_for_calm();
+                self.check_lonely_leaders()?;
+            }
             Event::DeepCheck => {
                 self.deep_check()?;
                 self.queue.push(self.now + SECOND, Event::DeepCheck);
