@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+use coracle_engine::testing;
+use coracle_raft::{GroupId, NodeId};
+
 use crate::queue::Micros;
 use crate::rng::Rng;
 
@@ -227,7 +230,7 @@ pub struct Plan {
     pub fault_every: Micros,
     /// Kinds of faults of this run.
     pub faults: Vec<Fault>,
-    /// Whether permanent damage may hit a node, and which.
+    /// Which node permanent damage may hit: one with replicas, and so with a log to damage.
     pub victim: u32,
     /// Messages.
     pub net: NetPlan,
@@ -332,12 +335,20 @@ impl Plan {
             checkpoint_step: *rng.pick(&[1, 4096, 32 << 10]),
         };
         let groups = rng.between(1, 4) as u32;
+        let shards = (rng.between(1, 4) as u16) * groups as u16;
+        // Of five nodes some may have no replica: no log to damage.
+        let map = testing::map_of(nodes, cores, shards, groups);
+        let has_log = |place: u32| {
+            let mut groups = (0..groups).map(GroupId::new);
+            groups.any(|group| map.replicas(group).any(|id| id == NodeId::new(place + 1)))
+        };
+        let homes: Vec<u32> = (0..nodes).filter(|&place| has_log(place)).collect();
         Self {
             seed,
             nodes,
             cores,
             groups,
-            shards: (rng.between(1, 4) as u16) * groups as u16,
+            shards,
             tick: TICK,
             drift_ppm: if calm { 0 } else { *rng.pick(&[0, 1000, 200_000]) },
             cache_bytes: *rng.pick(&[256 << 10, 4 << 20]),
@@ -345,7 +356,7 @@ impl Plan {
             recovery_max: RECOVERY_ELECTIONS * ELECTION_TIMEOUT_MAX,
             fault_every: rng.between(300, 4000) * MS,
             faults,
-            victim: rng.below(u64::from(nodes)) as u32,
+            victim: *rng.pick(&homes),
             net,
             disk,
             load,
