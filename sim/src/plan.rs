@@ -26,7 +26,7 @@ pub(crate) const ELECTION_TIMEOUT_MAX: Micros = 40 * TICK;
 /// steps down; a vote may be split again and again, with clocks that differ by a fifth; a follower
 /// may need a snapshot, of which a lost piece is sent again after one; and the probes of every
 /// group follow each other, each up to half a timeout at every host that cannot serve.
-const RECOVERY_ELECTIONS: u64 = 8;
+const RECOVERY_ELECTIONS: u64 = 12;
 /// How long batches gather in the node.
 const GATHER: Micros = 300;
 
