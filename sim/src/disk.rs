@@ -101,7 +101,12 @@ impl SimDisk {
         let name = self.any_file(rng)?;
         let bytes = self.mem.contents(&name)?;
         let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
-        let from = rng.below(used as u64) as usize;
+        let mut from = rng.below(used as u64) as usize;
+        // Where a batch may begin: what damage does to its header is worth as many runs as what
+        // it does to all the values.
+        if rng.chance(0.5) {
+            from &= !4095;
+        }
         let at = bytes[from..].iter().position(|&byte| byte != 0).map_or(from, |more| from + more);
         Some((name, at, used))
     }
