@@ -343,8 +343,12 @@ impl World {
     /// Damages something that the victim holds, or arms a lie, which counts once it is told.
     fn damage(&mut self, fault: Fault) -> bool {
         let node = self.plan.victim as usize;
-        let cores = self.hosts_of(node);
-        let host = cores.start + self.rng.below(cores.len() as u64) as usize;
+        // A core without groups writes nothing that a lie could be told about.
+        let writes = |&host: &usize| self.map.groups_on(self.hosts[host].addr).next().is_some();
+        let cores: Vec<usize> = self.hosts_of(node).filter(writes).collect();
+        let Some(&host) = cores.get(self.rng.below(cores.len().max(1) as u64) as usize) else {
+            return false;
+        };
         let state = &mut self.hosts[host];
         let Some(storage) = &mut state.storage else { return false };
         match fault {
