@@ -168,6 +168,14 @@ bugs! {
     DamageNotReported "damage-not-reported"
         "A group that lost records to damage takes part as if it were whole (etcd#14102).";
 
+    // Checkpoint files.
+    CheckpointRenamedBeforeSync "checkpoint-renamed-before-sync"
+        "A checkpoint gets its final name before its content is on disk \
+         (docs/checkpoint-format.md).";
+    CheckpointRemovesBoth "checkpoint-removes-both"
+        "A new checkpoint removes both older ones, and nothing is left if it rots \
+         (docs/checkpoint-format.md).";
+
     // The other nodes.
     AmnesiacAdmitted "amnesiac-admitted"
         "A node whose disk is another one is let in again, though it may have forgotten votes and \

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use coracle_wal::{Disk, MemDisk, MemFile, SECTOR_BYTES, Unsynced};
+use coracle_wal::{Disk, MemDisk, MemFile, MemMap, SECTOR_BYTES, Unsynced};
 
 use crate::host::Lie;
 use crate::rng::Rng;
@@ -223,6 +223,7 @@ impl Default for SimDisk {
 
 impl Disk for SimDisk {
     type File = MemFile;
+    type Map = MemMap;
 
     fn list(&self) -> io::Result<Vec<String>> {
         self.mem.list()
@@ -259,6 +260,10 @@ impl Disk for SimDisk {
     fn sync_data(&self, file: &MemFile) -> io::Result<()> {
         self.change()?;
         self.mem.sync_data(file)
+    }
+
+    fn map(&self, name: &str) -> io::Result<MemMap> {
+        self.mem.map(name)
     }
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {

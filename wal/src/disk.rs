@@ -1,6 +1,7 @@
 //! What the log needs of a disk.
 
 use std::io;
+use std::ops::Deref;
 
 /// A directory of segment files. All operations block; a handle is cheap to clone and may be
 /// used from any thread.
@@ -11,6 +12,8 @@ use std::io;
 pub trait Disk: Clone + Send + 'static {
     /// An open file.
     type File: Send + 'static;
+    /// The content of a file as bytes, which start at a multiple of 4 KiB in memory.
+    type Map: Deref<Target = [u8]> + Send + Sync + 'static;
 
     /// Names of all files, in any order.
     ///
@@ -62,6 +65,15 @@ pub trait Disk: Clone + Send + 'static {
     /// # Errors
     /// Whatever the system says. It must not be repeated: a second call may lie.
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+
+    /// The content of a file that nobody writes any more.
+    ///
+    /// Only what was read by [`Disk::read_at`] before may be touched: a read error under a map
+    /// ends the process.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn map(&self, name: &str) -> io::Result<Self::Map>;
 
     /// Cuts the file to `len` bytes.
     ///

@@ -13,6 +13,7 @@
 //! only in [`recover`], [`inspect`], [`SegmentTask::run`] and [`Wal::prepare_segments`].
 
 mod batch;
+mod checkpoint;
 mod disk;
 mod error;
 mod format;
@@ -27,13 +28,17 @@ mod space;
 mod wal;
 
 pub use batch::WriteOp;
+pub use checkpoint::{
+    Checkpoint, CheckpointError, CheckpointReport, CheckpointWriter, DamagedFile, DamagedSection,
+    FileDamage, Finished, SECTIONS_MAX, SectionDamage, open_checkpoints,
+};
 pub use coracle_ring::AlignedBuf;
 pub use disk::Disk;
 pub use error::{LoadError, RecoverError, WalError};
 pub use format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, Lsn, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES,
 };
-pub use mem::{DiskOp, MemDisk, MemFile, SECTOR_BYTES, Unsynced};
+pub use mem::{DiskOp, MemDisk, MemFile, MemMap, SECTOR_BYTES, Unsynced};
 pub use options::{Identity, Options, OptionsError};
 pub use read::ReadOp;
 pub use real::{OpenError, RealDisk};

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use coracle_ring::AlignedBuf;
 
 use crate::Disk;
 
@@ -23,6 +25,21 @@ pub struct MemDisk {
 #[derive(Clone, Debug)]
 pub struct MemFile {
     id: u64,
+}
+
+/// The content of a file of a [`MemDisk`]: a copy, with other bytes where it is unreadable.
+#[derive(Debug)]
+pub struct MemMap {
+    bytes: AlignedBuf,
+    len: usize,
+}
+
+impl Deref for MemMap {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 /// One thing that a crash may lose.
@@ -45,7 +62,7 @@ pub enum Unsynced<'a> {
 /// An operation that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DiskOp {
-    /// [`Disk::open`] and [`Disk::create`].
+    /// [`Disk::open`], [`Disk::create`] and [`Disk::map`].
     Open,
     /// [`Disk::read_at`].
     Read,
@@ -212,6 +229,7 @@ impl MemDisk {
 
 impl Disk for MemDisk {
     type File = MemFile;
+    type Map = MemMap;
 
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.lock().names.keys().cloned().collect())
@@ -261,6 +279,22 @@ impl Disk for MemDisk {
         data.undo.clear();
         data.durable_len = data.bytes.len();
         Ok(())
+    }
+
+    fn map(&self, name: &str) -> io::Result<MemMap> {
+        self.fault(DiskOp::Open)?;
+        let mut state = self.lock();
+        let id = state.id(name)?;
+        let data = state.file(&MemFile { id })?;
+        let len = data.bytes.len();
+        let mut bytes = AlignedBuf::zeroed(len);
+        bytes[..len].copy_from_slice(&data.bytes);
+        for bad in &data.unreadable {
+            let end = (bad.end as usize).min(len);
+            // Touching these would end a process: whoever does it shall notice.
+            bytes[(bad.start as usize).min(end)..end].iter_mut().for_each(|byte| *byte ^= 0xa5);
+        }
+        Ok(MemMap { bytes, len })
     }
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coracle_ring::AlignedBuf;
+use coracle_ring::{AlignedBuf, FileMap};
 
 use crate::Disk;
 use crate::format::BLOCK_BYTES;
@@ -111,6 +111,7 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     type File = File;
+    type Map = FileMap;
 
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -163,6 +164,10 @@ impl Disk for RealDisk {
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
         file.sync_data()
+    }
+
+    fn map(&self, name: &str) -> io::Result<FileMap> {
+        FileMap::of(&File::open(self.dir.join(name))?)
     }
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
