@@ -277,7 +277,8 @@ fn verify<D: Disk>(disk: &D, frame: &Frame<D::File>, number: u64) -> Vec<Option<
     let mut order: Vec<usize> = (0..frame.sections.len()).collect();
     order.sort_unstable_by_key(|&at| frame.sections[at].offset);
     let mut damages = vec![None; order.len()];
-    let mut buffer = AlignedBuf::zeroed(PIECE_BYTES);
+    let longest = frame.sections.iter().map(|section| section.len).max().unwrap_or(0);
+    let mut buffer = AlignedBuf::zeroed(longest.min(PIECE_BYTES as u64) as usize);
     for at in order {
         let section = &frame.sections[at];
         damages[at] = match checksum(disk, frame, number, section, &mut buffer) {

@@ -19,8 +19,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 
 /// A checkpoint that is being written to a temporary file.
 ///
-/// Every call blocks. After an error the checkpoint is worth nothing: every further call says
-/// [`CheckpointError::Failed`]. Dropping a writer removes the temporary file.
+/// Every call blocks, and so does dropping it, which removes the temporary file. After an error
+/// the checkpoint is worth nothing: every further call says [`CheckpointError::Failed`].
 #[derive(Debug)]
 pub struct CheckpointWriter<D: Disk> {
     disk: D,
