@@ -8,7 +8,7 @@ use std::panic::catch_unwind;
 
 use common::{Rig, entry, group, options, purge, vote};
 use coracle_raft::{Bug, plant};
-use coracle_wal::{Disk, Options};
+use coracle_wal::{Checkpoint, CheckpointWriter, Disk, MemDisk, Options, open_checkpoints};
 
 /// Whether a scenario fails with the bug planted. Without it, it must not.
 fn is_found(bug: Bug, scenario: fn()) -> bool {
@@ -109,6 +109,37 @@ fn the_last_record_rots() {
     assert!(again.report.is_damaged(group(2)), "lost and not told: {:?}", again.report);
 }
 
+fn checkpoint(disk: &MemDisk, number: u64) {
+    let mut writer =
+        CheckpointWriter::create(disk.clone(), options().identity, number).expect("there is room");
+    writer.add(group(1), 2, &[number as u8; 5000]).expect("there is room");
+    writer.finish().expect("there is room");
+}
+
+fn checkpoints(disk: &MemDisk) -> Vec<u64> {
+    let (found, report) = open_checkpoints(disk, options().identity).expect("it opens");
+    assert_eq!(report.damaged_sections, []);
+    found.iter().map(Checkpoint::number).collect()
+}
+
+/// What has a checkpoint's name is on disk, whatever the crash.
+fn power_fails_after_a_checkpoint() {
+    let disk = MemDisk::new();
+    checkpoint(&disk, 1);
+    common::lose_everything(&disk);
+    assert_eq!(checkpoints(&disk), [1]);
+}
+
+/// A checkpoint that rots leaves the one before it.
+fn a_checkpoint_rots() {
+    let disk = MemDisk::new();
+    (1..=3).for_each(|number| checkpoint(&disk, number));
+    let name = "0000000003.ckp";
+    let bytes = disk.contents(name).expect("it is there");
+    disk.set_contents(name, bytes[..bytes.len() - 4096].to_vec());
+    assert_eq!(checkpoints(&disk), [2]);
+}
+
 #[test]
 fn scenarios_find_planted_bugs() {
     let cases: &[(Bug, fn())] = &[
@@ -122,6 +153,8 @@ fn scenarios_find_planted_bugs() {
         (Bug::DamageTakenForTornTail, an_old_record_rots),
         (Bug::WatermarkNotWritten, the_last_record_rots),
         (Bug::DamageNotReported, an_old_record_rots),
+        (Bug::CheckpointRenamedBeforeSync, power_fails_after_a_checkpoint),
+        (Bug::CheckpointRemovesBoth, a_checkpoint_rots),
     ];
     for &(bug, scenario) in cases {
         assert!(is_found(bug, scenario), "{} is not found", bug.name());
