@@ -1,10 +1,10 @@
-//! What the log needs of a disk.
+//! What the log and its checkpoints need of a disk.
 
 use std::io;
 use std::ops::Deref;
 
-/// A directory of segment files. All operations block; a handle is cheap to clone and may be
-/// used from any thread.
+/// A directory of segments and checkpoints. All operations block; a handle is cheap to clone and
+/// may be used from any thread.
 ///
 /// Names have no directory part. The log's own batch writes and entry reads are not here: the
 /// driver does them on the file itself, see [`WriteOp`](crate::WriteOp) and

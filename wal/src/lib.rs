@@ -9,8 +9,12 @@
 //! in any order; after an error nothing is retried. [`SegmentTask`]s are run where blocking hurts
 //! nobody.
 //!
+//! Beside the log stand checkpoint files, containers of opaque sections: [`CheckpointWriter`],
+//! [`open_checkpoints`], `docs/checkpoint-format.md`.
+//!
 //! Not here: rings and sockets (`ring`), what records mean (`raft`, `engine`). This crate blocks
-//! only in [`recover`], [`inspect`], [`SegmentTask::run`] and [`Wal::prepare_segments`].
+//! only in [`recover`], [`inspect`], [`SegmentTask::run`] and [`Wal::prepare_segments`], and where
+//! checkpoints are written and opened.
 
 mod batch;
 mod checkpoint;
