@@ -12,7 +12,7 @@
 # PORT=7400          first of the 30 ports used
 #
 # Before the runs every key is written once and the log is filled until its segments are recycled
-# (FILL=8 seconds of load). Prints a table; "leaders" is the most changes of leaders that one node
+# (FILL=16 seconds of load). Prints a table; "leaders" is the most changes of leaders that one node
 # saw, "CPU" that of the three nodes together. Needs bash, awk and coreutils. Run it on an idle
 # machine: `uptime` before, and no build beside it.
 set -eu
@@ -22,7 +22,7 @@ target=${CARGO_TARGET_DIR:-target}
 bin=${BIN:-$target/release}
 data=${DATA:-$target/goals}
 port=${PORT:-7400}
-fill=${FILL:-8}
+fill=${FILL:-16}
 each=${SECONDS_EACH:-20}
 runs=(open closed single reads idle)
 pids=()

@@ -13,6 +13,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use coracle_engine::command::COMMAND_BYTES_MAX;
@@ -83,9 +84,21 @@ pub(crate) struct WalConfig {
     pub(crate) segment_bytes: u64,
     /// Whether the page cache is bypassed (`O_DIRECT`). Default: true.
     pub(crate) direct_io: bool,
-    /// Size near which the log of each core is kept by checkpoints, or eight times the data if that
-    /// is more. Default: 1 GiB. At least four segments.
+    /// Size near which the log of each core is kept by moving values out of old segments, or twice
+    /// the values in use and two intervals between checkpoints if that is more. Default: 1 GiB. At
+    /// least four segments.
     pub(crate) bytes_max: u64,
+}
+
+/// When the index of each core is written out, so that a restart need not read the whole log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckpointConfig {
+    /// Bytes appended to the log between two checkpoints, or ten times the length of the newest
+    /// checkpoint file if that is more. Default: 512 MiB. At least 1 MiB.
+    pub(crate) bytes: u64,
+    /// Longest time between two checkpoints if anything is appended. Default: 300 s. Range:
+    /// 1..=86400 s.
+    pub(crate) period: Duration,
 }
 
 impl WalConfig {
@@ -158,6 +171,10 @@ pub(crate) struct Config {
     /// Memory budget of the node, split over its cores. Default: 1 GiB per core. At least
     /// 64 MiB per core.
     pub(crate) maxmemory_bytes: u64,
+    /// Part of the memory budget for values that were written or read lately, split over the cores.
+    /// Default: a quarter of `maxmemory_bytes`, at most 64 MiB per core. At most
+    /// half of `maxmemory_bytes`.
+    pub(crate) value_cache_bytes: u64,
     /// Memory of the node that is touched before it serves, split over its cores. Default: 0. At
     /// most `maxmemory_bytes`.
     pub(crate) prefault_bytes: u64,
@@ -167,6 +184,8 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     /// The write-ahead log.
     pub(crate) wal: WalConfig,
+    /// Checkpoints of the index.
+    pub(crate) checkpoint: CheckpointConfig,
     /// Timing of elections.
     pub(crate) raft: RaftConfig,
     /// Nodes, shards, groups, cores and who holds what.
@@ -216,6 +235,11 @@ impl Config {
         self.maxmemory_bytes / u64::from(self.map.core_count())
     }
 
+    /// Value cache of one core.
+    pub(crate) fn value_cache_per_core_bytes(&self) -> u64 {
+        self.value_cache_bytes / u64::from(self.map.core_count())
+    }
+
     /// Every TCP address this node listens on, with what for.
     pub(crate) fn listen_addresses(&self) -> Vec<(SocketAddr, &'static str)> {
         let me = self.me();
@@ -259,9 +283,13 @@ impl Config {
         in_range("maxclients", u64::from(self.maxclients), 1, 1_000_000)?;
         in_range("timeout", u64::from(self.timeout_seconds), 0, 31_536_000)?;
         in_range("maxmemory", self.maxmemory_bytes, cores * (64 << 20), 1 << 50)?;
+        let cache = "value_cache (at most half of maxmemory)";
+        in_range(cache, self.value_cache_bytes, 0, self.maxmemory_bytes / 2)?;
         in_range("prefault (at most maxmemory)", self.prefault_bytes, 0, self.maxmemory_bytes)?;
         self.wal.validate_segment_size()?;
         in_range("wal.max_size", self.wal.bytes_max, 4 * self.wal.segment_bytes, 1 << 50)?;
+        in_range("checkpoint.bytes", self.checkpoint.bytes, 1 << 20, 1 << 50)?;
+        in_range("checkpoint.period", self.checkpoint.period.as_secs(), 1, 86_400)?;
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;
         in_range("raft.election_ticks", u64::from(raft.election_ticks), 4, 10_000)?;
         let heartbeat_max = u64::from((raft.election_ticks - 1) / 2).max(1);

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle_raft::{
-    BatchSeq, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, Payload, Record, Term,
+    BatchSeq, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, Payload, Place, Record,
+    Term,
 };
 use coracle_ring::{Event, FileId, Ring, RingConfig};
 use coracle_wal::{
@@ -29,7 +30,7 @@ const PURGE_EVERY: u64 = 4096;
 fn open<D: Disk>(disk: D) -> Wal<D> {
     let identity = Identity { cluster: 1, node: NodeId::new(1), core: 0 };
     let options = Options { identity, ..Options::default() };
-    let (mut wal, _) = recover(disk, options, &mut |_| {}).expect("an empty log");
+    let (mut wal, _) = recover(disk, options, &mut |_, _| {}).expect("an empty log");
     wal.prepare_segments().expect("segments can be made");
     wal
 }
@@ -40,6 +41,7 @@ struct Source {
     next: LogIndex,
     batch: BatchSeq,
     records: Vec<Record>,
+    places: Vec<Place>,
 }
 
 impl Source {
@@ -51,7 +53,7 @@ impl Source {
         let checksum = crc32c::crc32c(&bytes);
         let payload = Payload::new(bytes, checksum);
         let (next, batch) = (LogIndex::new(1), BatchSeq::new(0));
-        Self { payload, next, batch, records: Vec::new() }
+        Self { payload, next, batch, records: Vec::new(), places: Vec::new() }
     }
 
     /// Appends the next batch of `count` entries to the log.
@@ -72,7 +74,10 @@ impl Source {
             self.next = self.next.next();
         }
         self.batch = self.batch.next();
-        wal.append(self.batch, &self.records);
+        self.places.clear();
+        wal.append(self.batch, &self.records, &mut self.places);
+        // Nobody refers to these values: segments go as soon as their entries are purged.
+        wal.release_values_before(u64::MAX);
         self.batch
     }
 }

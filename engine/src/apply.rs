@@ -1,71 +1,169 @@
-//! What commands do to a store. Deterministic: a function of the store and the log alone.
+//! What commands do to a store and what they answer. A function of the log and of nothing else:
+//! where the bytes of a value are decides when a command is applied, never what it does.
 
-use coracle_raft::{Bug, LogIndex, Payload, planted};
+use coracle_raft::{Bug, LogIndex, Payload, Place, planted};
 
+use crate::cache::Cache;
 use crate::command::encoding::{Op, View, expire, set, ttl};
 use crate::command::{NOT_AN_INTEGER, TOO_LONG, VALUE_BYTES_MAX, parse_integer};
-use crate::store::{Item, Shard, Store, Value};
-use crate::{Reply, WallMillis};
+use crate::store::{Item, Key, Located, SMALL_VALUE_BYTES, Shard, Store, Value};
+use crate::{Reply, Slice, WallMillis};
 
-const FOREIGN_SLOT: &str = "ERR the slot is not in this group";
+pub(crate) const FOREIGN_SLOT: &str = "ERR the slot is not in this group";
 
-/// A read met a key that is past its expiry by the reader's time but not by the log clock: the
-/// log clock must first move to this time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ClockBehind(pub(crate) WallMillis);
+/// A value that must be read from the disk first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) key: Box<[u8]>,
+    pub(crate) located: Located,
+}
 
-/// Applies the command of one log entry.
-pub(crate) fn write(store: &mut Store, index: LogIndex, payload: &Payload) -> Reply {
-    let Some(view) = View::parse(payload.bytes()) else {
-        return Reply::error("ERR malformed log entry");
-    };
-    store.advance_clock(view.at.0);
-    if view.op == Op::Clock {
-        store.sweep_all(index);
-        return Reply::OK;
+/// Why a read cannot be answered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotYet {
+    /// A key is past its expiry by the reader's time but not by the log clock, which must first
+    /// move to this time.
+    ClockBehind(WallMillis),
+    /// These are not in memory.
+    Cold(Vec<Wanted>),
+}
+
+/// The bytes behind the index, as far as they are in memory.
+pub(crate) struct Values<'a> {
+    pub(crate) cache: &'a mut Cache,
+    /// Records that were read from the disk for this command.
+    pub(crate) fetched: &'a [(Place, Payload)],
+    /// Keys that got a value which is to be written out.
+    pub(crate) dirty: &'a mut Vec<Box<[u8]>>,
+}
+
+impl Values<'_> {
+    /// The value of a key; `Ok(None)` if its record is not what the index says.
+    fn slice(&mut self, key: &[u8], located: &Located) -> Result<Option<Slice>, Wanted> {
+        let place = located.place;
+        let fetched = self.fetched.iter().find(|(at, _)| *at == place).map(|(_, payload)| payload);
+        match fetched.or_else(|| self.cache.get(place)) {
+            Some(payload) => Ok(located.slice(key, payload)),
+            None => Err(Wanted { key: key.into(), located: *located }),
+        }
     }
-    let clock = store.clock();
-    let reply = store.change(view.slot, |shard| {
-        if index <= shard.base && !planted(Bug::EntryAppliedTwice) {
-            return Reply::OK;
+
+    fn reply(&mut self, item: &Item) -> Result<Reply, Wanted> {
+        Ok(match &item.value {
+            Value::Memory(bytes) => Reply::Bulk(bytes.clone()),
+            Value::Log(located) => match self.slice(item.key.bytes(), located)? {
+                Some(slice) => Reply::Value(slice),
+                None => not_there(),
+            },
+        })
+    }
+
+    /// A copy of the value's bytes, which are in memory, with room for `len`.
+    fn copy(&mut self, item: &Item, len: usize) -> Vec<u8> {
+        let mut copy = Vec::with_capacity(len);
+        match &item.value {
+            Value::Memory(bytes) => copy.extend_from_slice(bytes),
+            Value::Log(located) => {
+                let slice = self.slice(item.key.bytes(), located).ok().flatten();
+                let slice = slice.expect("values are read and checked before the command");
+                copy.extend_from_slice(slice.bytes());
+            }
         }
-        shard.sweep_some(clock);
-        for key in view.keys() {
-            shard.bury(key, clock);
+        copy
+    }
+
+    /// The value of an item is not needed any more. Returns how much it was read.
+    fn forget(&mut self, old: Option<&Item>) -> u8 {
+        let located = old.and_then(|old| old.value.located());
+        located.map_or(0, |located| self.cache.remove(located.place))
+    }
+}
+
+fn not_there() -> Reply {
+    Reply::error("ERR the log does not hold what the index says")
+}
+
+/// A command of the log that is being applied.
+#[derive(Clone, Copy)]
+pub(crate) struct Command<'a> {
+    pub(crate) view: View<'a>,
+    pub(crate) payload: &'a Payload,
+    /// Where its record stands in the core's log.
+    pub(crate) place: Place,
+    pub(crate) index: LogIndex,
+    /// What the log clock shows, its own stamp included.
+    pub(crate) clock: u64,
+    /// Somebody waits for what it answers.
+    pub(crate) asked: bool,
+}
+
+/// Applies a command to the shard at `place` of the store, or changes nothing if a value must be
+/// read first.
+pub(crate) fn write(
+    store: &mut Store,
+    place: usize,
+    values: &mut Values<'_>,
+    command: Command<'_>,
+) -> Result<Reply, Wanted> {
+    store.change(place, |shard| {
+        if command.index <= shard.base.index && !planted(Bug::EntryAppliedTwice) {
+            return Ok(Reply::OK);
         }
-        Write { shard, clock, index, payload, view }.execute()
-    });
-    reply.unwrap_or_else(|| Reply::error(FOREIGN_SLOT))
+        // Before anything is changed: the command comes again when the value is there.
+        command.missing(shard, values)?;
+        shard.sweep_some(command.clock);
+        for key in command.view.keys() {
+            shard.bury(key, command.clock);
+        }
+        Ok(Write { shard, values, command }.execute())
+    })
+}
+
+impl Command<'_> {
+    /// Whether the command needs the bytes of a value that are not in memory.
+    fn missing(&self, shard: &Shard, values: &mut Values<'_>) -> Result<(), Wanted> {
+        let needed = match self.view.op {
+            Op::Append | Op::SetRange => true,
+            Op::GetDel => self.asked,
+            Op::Set => self.asked && self.view.flags & set::GET != 0,
+            _ => false,
+        };
+        if !needed {
+            return Ok(());
+        }
+        let key = self.view.key();
+        match shard.get(key, self.clock).and_then(|item| item.value.located()) {
+            Some(located) => values.slice(key, &located).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// One write on a shard whose dead items among the command's keys are gone.
-struct Write<'a> {
+struct Write<'a, 'b> {
     shard: &'a mut Shard,
-    clock: u64,
-    index: LogIndex,
-    payload: &'a Payload,
-    view: View<'a>,
+    values: &'a mut Values<'b>,
+    command: Command<'a>,
 }
 
-impl Write<'_> {
+impl<'a> Write<'a, '_> {
     fn execute(mut self) -> Reply {
-        match self.view.op {
+        let Command { view, index, .. } = self.command;
+        match view.op {
             Op::Set => self.set(),
             Op::MSet => self.mset(),
             Op::Append => self.append(),
             Op::IncrBy => self.incr_by(),
             Op::SetRange => self.set_range(),
-            Op::Del => {
-                let shard = self.shard;
-                count(self.view.keys().filter(|key| shard.remove(key).is_some()).count())
-            }
+            Op::Del => count(view.keys().filter(|key| self.remove(key)).count()),
             Op::GetDel => {
-                self.shard.remove(self.view.key()).map_or(Reply::Null, |item| item.value.reply())
+                let reply = self.old(view.key());
+                self.remove(view.key());
+                reply
             }
             Op::Expire => self.expire(),
             Op::Persist => {
-                let index = self.index;
-                let cleared = self.shard.update(self.view.key(), |item| {
+                let cleared = self.shard.update(view.key(), |item| {
                     let had = item.expires_at != 0;
                     if had {
                         (item.expires_at, item.version) = (0, index);
@@ -77,94 +175,162 @@ impl Write<'_> {
             Op::Get | Op::StrLen | Op::Exists | Op::MGet | Op::GetRange | Op::Ttl | Op::Type => {
                 Reply::error("ERR a read stands in the log")
             }
-            Op::Clock => unreachable!("handled by the caller"),
+            Op::Clock => Reply::OK,
         }
     }
 
-    fn item(&self, arg: usize, expires_at: u64) -> Item {
-        let value = Value::of_entry(self.payload, self.view.range(arg));
-        Item { value, version: self.index, expires_at }
+    fn get(&self, key: &[u8]) -> Option<&Item> {
+        self.shard.get(key, self.command.clock)
+    }
+
+    /// The value that a key has, as an answer; if nobody asked, anything.
+    fn old(&mut self, key: &[u8]) -> Reply {
+        match self.shard.get(key, self.command.clock) {
+            Some(item) if self.command.asked => {
+                self.values.reply(item).unwrap_or_else(|_| not_there())
+            }
+            _ => Reply::Null,
+        }
+    }
+
+    /// Puts argument `arg` of the command as the value of `key`.
+    fn put(&mut self, key: &[u8], arg: usize, (start, end): (usize, usize), expires_at: u64) {
+        let Command { payload, place, index, .. } = self.command;
+        let len = end - start;
+        let value = if len <= SMALL_VALUE_BYTES || arg > Located::ARG_MAX {
+            Value::Memory(payload.bytes()[start..end].to_vec())
+        } else {
+            let len = u32::try_from(len).expect("values are bounded");
+            Value::Log(Located { place, len, arg: arg as u16 })
+        };
+        let (in_log, is_dirty) = (value.located().is_some(), value.is_dirty());
+        let sum = payload.checksum();
+        let item = Item { key: Key::new(key), value, version: index, expires_at, sum };
+        let old = self.shard.insert(item);
+        let reads = self.values.forget(old.as_ref());
+        if in_log {
+            self.values.cache.insert(place, payload.clone(), reads);
+        } else if is_dirty && old.is_none_or(|old| !old.value.is_dirty()) {
+            self.values.dirty.push(key.into());
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) -> bool {
+        let old = self.shard.remove(key);
+        self.values.forget(old.as_ref());
+        old.is_some()
+    }
+
+    /// Puts bytes that the command computed as the value of `key`.
+    fn put_computed(&mut self, key: &[u8], bytes: Vec<u8>) {
+        let Command { payload, index, .. } = self.command;
+        let (sum, expires_at) = self.get(key).map_or((0, 0), |old| (old.sum, old.expires_at));
+        let sum = crc32c::crc32c_append(sum, &payload.checksum().to_le_bytes());
+        let value = Value::Memory(bytes);
+        let is_dirty = value.is_dirty();
+        let item = Item { key: Key::new(key), value, version: index, expires_at, sum };
+        let old = self.shard.insert(item);
+        self.values.forget(old.as_ref());
+        if is_dirty && old.is_none_or(|old| !old.value.is_dirty()) {
+            self.values.dirty.push(key.into());
+        }
     }
 
     fn set(&mut self) -> Reply {
-        let (key, has) = (self.view.key(), |flag| self.view.flags & flag != 0);
+        let Command { view, .. } = self.command;
+        let (key, has) = (view.key(), |flag| view.flags & flag != 0);
         // A plain SET needs no look at what was there.
-        let old = if self.view.flags == 0 { None } else { self.shard.get(key, self.clock).item() };
+        let old = if view.flags == 0 { None } else { self.get(key) };
         let refused = (has(set::NX) && old.is_some()) || (has(set::XX) && old.is_none());
         let kept = if has(set::KEEP_TTL) { old.map_or(0, |old| old.expires_at) } else { 0 };
         let reply = match () {
-            () if has(set::GET) => old.map_or(Reply::Null, |old| old.value.reply()),
+            () if has(set::GET) => self.old(key),
             () if has(set::COUNT) => Reply::Integer(i64::from(!refused)),
             () if refused => Reply::Null,
             () => Reply::OK,
         };
         if !refused {
-            match self.view.expires_at {
-                0 => self.shard.insert(key, self.item(1, kept)),
-                at => match self.live_expiry(at) {
-                    Some(at) => self.shard.insert(key, self.item(1, at)),
-                    None => self.shard.remove(key),
-                },
-            };
+            match (view.expires_at, self.live_expiry(view.expires_at)) {
+                (0, _) => self.put(key, 1, view.range(1), kept),
+                (_, Some(at)) => self.put(key, 1, view.range(1), at),
+                (_, None) => drop(self.remove(key)),
+            }
         }
         reply
     }
 
     /// `at` as an item's expiry, or `None` if that time has passed.
     fn live_expiry(&self, at: i64) -> Option<u64> {
-        u64::try_from(at).ok().filter(|&at| at > self.clock)
+        u64::try_from(at).ok().filter(|&at| at > self.command.clock)
     }
 
     fn mset(&mut self) -> Reply {
-        let mut ranges = self.view.ranges();
-        while let (Some((start, end)), Some(value)) = (ranges.next(), ranges.next()) {
-            let value = Value::of_entry(self.payload, value);
-            let item = Item { value, version: self.index, expires_at: 0 };
-            self.shard.insert(&self.payload.bytes()[start..end], item);
+        let Command { view, payload, .. } = self.command;
+        let mut ranges = view.ranges().enumerate();
+        while let (Some((_, (start, end))), Some((arg, value))) = (ranges.next(), ranges.next()) {
+            self.put(&payload.bytes()[start..end], arg, value, 0);
         }
         Reply::OK
     }
 
     fn append(&mut self) -> Reply {
-        let (key, suffix, index) = (self.view.key(), self.view.arg(1), self.index);
-        let appended = self.shard.update(key, |item| {
-            let len = item.value.bytes().len() + suffix.len();
-            if len > VALUE_BYTES_MAX {
-                return Reply::error(TOO_LONG);
+        let Command { view, index, payload, .. } = self.command;
+        let (key, suffix) = (view.key(), view.arg(1));
+        let Some(old) = self.shard.get(key, self.command.clock) else {
+            self.put(key, 1, view.range(1), 0);
+            return count(suffix.len());
+        };
+        let len = old.value.len() + suffix.len();
+        if len > VALUE_BYTES_MAX {
+            return Reply::error(TOO_LONG);
+        }
+        if matches!(old.value, Value::Memory(_)) {
+            let became_dirty = !old.value.is_dirty();
+            let became_dirty = self.shard.update(key, |item| {
+                if let Value::Memory(bytes) = &mut item.value {
+                    bytes.extend_from_slice(suffix);
+                }
+                item.version = index;
+                item.sum = crc32c::crc32c_append(item.sum, &payload.checksum().to_le_bytes());
+                became_dirty && item.value.is_dirty()
+            });
+            if became_dirty == Some(true) {
+                self.values.dirty.push(key.into());
             }
-            item.value.make_owned().extend_from_slice(suffix);
-            item.version = index;
-            count(len)
-        });
-        appended.unwrap_or_else(|| {
-            self.shard.insert(key, self.item(1, 0));
-            count(suffix.len())
-        })
+        } else {
+            let mut bytes = self.values.copy(old, len);
+            bytes.extend_from_slice(suffix);
+            self.put_computed(key, bytes);
+        }
+        count(len)
     }
 
     fn incr_by(&mut self) -> Reply {
-        let (key, delta) = (self.view.key(), self.view.number(1));
-        let old = self.shard.get(key, self.clock).item();
-        let Some(number) = old.map_or(Some(0), |old| parse_integer(old.value.bytes())) else {
-            return Reply::error(NOT_AN_INTEGER);
+        let Command { view, .. } = self.command;
+        let (key, delta) = (view.key(), view.number(1));
+        let number = match self.get(key).map(|old| &old.value) {
+            None => Some(0),
+            Some(Value::Memory(bytes)) => parse_integer(bytes),
+            // Too long for a number.
+            Some(Value::Log(_)) => None,
         };
+        let Some(number) = number else { return Reply::error(NOT_AN_INTEGER) };
         let Some(sum) = number.checked_add(delta) else {
             return Reply::error("ERR increment or decrement would overflow");
         };
-        let expires_at = old.map_or(0, |old| old.expires_at);
-        let value = Value::Owned(sum.to_string().into_bytes());
-        self.shard.insert(key, Item { value, version: self.index, expires_at });
+        self.put_computed(key, sum.to_string().into_bytes());
         Reply::Integer(sum)
     }
 
     fn set_range(&mut self) -> Reply {
-        let (key, bytes, index) = (self.view.key(), self.view.arg(2), self.index);
-        let old = self.shard.get(key, self.clock).item();
-        let len = old.map_or(0, |old| old.value.bytes().len());
+        let Command { view, .. } = self.command;
+        let (key, bytes) = (view.key(), view.arg(2));
+        let old = self.shard.get(key, self.command.clock);
+        let len = old.map_or(0, |old| old.value.len());
         if bytes.is_empty() {
             return count(len);
         }
-        let start = usize::try_from(self.view.number(1)).ok();
+        let start = usize::try_from(view.number(1)).ok();
         let Some(range) = start.and_then(|start| Some(start..start.checked_add(bytes.len())?))
         else {
             return Reply::error("ERR offset is out of range");
@@ -173,28 +339,20 @@ impl Write<'_> {
             return Reply::error(TOO_LONG);
         }
         let len = len.max(range.end);
-        let overwrite = |value: &mut Vec<u8>| {
-            value.resize(len, 0);
-            value[range].copy_from_slice(bytes);
+        let mut value = match old {
+            Some(old) => self.values.copy(old, len),
+            None => Vec::with_capacity(len),
         };
-        if old.is_none() {
-            let mut value = Vec::with_capacity(len);
-            overwrite(&mut value);
-            let value = Value::Owned(value);
-            self.shard.insert(key, Item { value, version: index, expires_at: 0 });
-        } else {
-            self.shard.update(key, |item| {
-                overwrite(item.value.make_owned());
-                item.version = index;
-            });
-        }
+        value.resize(len, 0);
+        value[range].copy_from_slice(bytes);
+        self.put_computed(key, value);
         count(len)
     }
 
     fn expire(&mut self) -> Reply {
-        let (key, at, index) = (self.view.key(), self.view.expires_at, self.index);
-        let has = |flag| self.view.flags & flag != 0;
-        let Some(old) = self.shard.get(key, self.clock).item() else { return Reply::Integer(0) };
+        let Command { view, index, .. } = self.command;
+        let (key, at, has) = (view.key(), view.expires_at, |flag| view.flags & flag != 0);
+        let Some(old) = self.get(key) else { return Reply::Integer(0) };
         let current = i64::try_from(old.expires_at).unwrap_or(i64::MAX);
         let refused = (has(expire::NX) && current != 0)
             || (has(expire::XX) && current == 0)
@@ -207,28 +365,35 @@ impl Write<'_> {
             Some(at) => {
                 self.shard.update(key, |item| (item.expires_at, item.version) = (at, index));
             }
-            None => {
-                self.shard.remove(key);
-            }
+            None => drop(self.remove(key)),
         }
         Reply::Integer(1)
     }
 }
 
 /// Answers a read at the reader's time `at`.
-pub(crate) fn read(store: &Store, view: &View<'_>, at: WallMillis) -> Result<Reply, ClockBehind> {
+pub(crate) fn read(
+    store: &Store,
+    values: &mut Values<'_>,
+    view: &View<'_>,
+    at: WallMillis,
+) -> Result<Reply, NotYet> {
     let Some(shard) = store.shard(view.slot) else {
         return Ok(Reply::error(FOREIGN_SLOT));
     };
     let clock = store.clock();
-    let get = |key: &[u8]| match shard.get(key, clock).item() {
-        Some(item) if item.is_dead(at.0) => Err(ClockBehind(at)),
+    let get = |key: &[u8]| match shard.get(key, clock) {
+        Some(item) if item.is_dead(at.0) => Err(NotYet::ClockBehind(at)),
         found => Ok(found),
     };
+    let cold = |wanted| NotYet::Cold(vec![wanted]);
     let one = || get(view.key());
     Ok(match view.op {
-        Op::Get => one()?.map_or(Reply::Null, |item| item.value.reply()),
-        Op::StrLen => count(one()?.map_or(0, |item| item.value.bytes().len())),
+        Op::Get => match one()? {
+            Some(item) => values.reply(item).map_err(cold)?,
+            None => Reply::Null,
+        },
+        Op::StrLen => count(one()?.map_or(0, |item| item.value.len())),
         Op::Type => Reply::Status(if one()?.is_some() { "string" } else { "none" }),
         Op::Exists => {
             let mut found = 0;
@@ -238,11 +403,28 @@ pub(crate) fn read(store: &Store, view: &View<'_>, at: WallMillis) -> Result<Rep
             count(found)
         }
         Op::MGet => {
-            let value = |key| Ok(get(key)?.map_or(Reply::Null, |item| item.value.reply()));
-            Reply::Array(view.keys().map(value).collect::<Result<_, ClockBehind>>()?)
+            let (mut replies, mut wanted) = (Vec::new(), Vec::new());
+            for key in view.keys() {
+                match get(key)?.map(|item| values.reply(item)) {
+                    None => replies.push(Reply::Null),
+                    Some(Ok(reply)) => replies.push(reply),
+                    Some(Err(cold)) => wanted.push(cold),
+                }
+            }
+            if !wanted.is_empty() {
+                return Err(NotYet::Cold(wanted));
+            }
+            Reply::Array(replies)
         }
         Op::GetRange => match one()? {
-            Some(item) => get_range(&item.value, view.number(1), view.number(2)),
+            Some(item) => {
+                let range = range_of(item.value.len(), view.number(1), view.number(2));
+                match values.reply(item).map_err(cold)? {
+                    Reply::Value(slice) => Reply::Value(slice.part(range)),
+                    Reply::Bulk(bytes) => Reply::Bulk(bytes[range].to_vec()),
+                    other => other,
+                }
+            }
             None => Reply::Bulk(Vec::new()),
         },
         Op::Ttl => match one()? {
@@ -258,23 +440,20 @@ fn count(n: usize) -> Reply {
     Reply::Integer(i64::try_from(n).unwrap_or(i64::MAX))
 }
 
-/// Redis' `GETRANGE`: both ends are inclusive, negative ones count from the end.
-fn get_range(value: &Value, start: i64, end: i64) -> Reply {
-    let len = i64::try_from(value.bytes().len()).unwrap_or(i64::MAX);
+/// The part that Redis' `GETRANGE` gives of a value: both ends are inclusive, negative ones count
+/// from the end.
+fn range_of(len: usize, start: i64, end: i64) -> std::ops::Range<usize> {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
     if start < 0 && end < 0 && start > end {
-        return Reply::Bulk(Vec::new());
+        return 0..0;
     }
     let from_end = |n: i64| if n < 0 { len.saturating_add(n).max(0) } else { n };
     let (start, end) = (from_end(start), from_end(end).min(len - 1));
     if len == 0 || start > end {
-        return Reply::Bulk(Vec::new());
+        return 0..0;
     }
     let index = |n: i64| usize::try_from(n).expect("within the value");
-    let range = index(start)..index(end) + 1;
-    match value {
-        Value::Shared(slice) => Reply::Value(slice.part(range)),
-        Value::Owned(bytes) => Reply::Bulk(bytes[range].to_vec()),
-    }
+    index(start)..index(end) + 1
 }
 
 fn time_to_live(expires_at: u64, flags: u8, now: u64) -> Reply {

@@ -102,6 +102,18 @@ impl Core {
         }
     }
 
+    /// Hands a leadership here to the follower that is furthest, if one follows: this replica
+    /// cannot read what it leads.
+    pub(crate) fn shed_leadership(&mut self, place: usize) {
+        let group = &mut self.groups[place];
+        let followers = group.raft.progress().filter(|(_, p)| p.state == SendState::Replicate);
+        let Some((to, _)) = followers.max_by_key(|(_, progress)| progress.matched) else { return };
+        if group.leads() && group.raft.transfer_leadership(to).is_ok() {
+            self.counters.leaderships_shed += 1;
+            self.mark(place);
+        }
+    }
+
     /// Hands leadership to the preferred leader if that has been safe for long enough.
     fn hand_over(&mut self, place: usize) {
         let (group, balance) = (&mut self.groups[place], &mut self.balance[place]);

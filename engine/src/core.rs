@@ -1,19 +1,24 @@
 //! One core: takes events, keeps the list of groups with work, hands out effects.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::mem;
 
 use ahash::RandomState;
-use coracle_raft::{BatchSeq, Drain, GroupId, LogIndex, NodeId, Raft, Ready, Term};
+use coracle_raft::{BatchSeq, Drain, GroupId, NodeId, Raft, Ready, Term};
 use hashbrown::HashMap;
 
-use crate::checkpoint::{Running, StateQueue};
+use crate::cache::Cache;
+use crate::checkpoint::{Checkpoints, StateQueue};
+use crate::cold::{ColdReads, Waiter};
 use crate::config::CoreConfig;
 use crate::forward::{Forwards, Parked};
-use crate::group::{Group, Leadership, Tally, Turn};
+use crate::gc::{Gc, Targets};
+use crate::group::{Cold, Group, Leadership, Tally, Turn};
+use crate::located::Placing;
 use crate::recovery::Recovery;
-use crate::stats::{CoreStats, GroupStatus};
-use crate::task::{Origin, Outbox, Task};
+use crate::stats::CoreStats;
+use crate::store::Totals;
+use crate::task::{Origin, Outbox, Task, try_again};
 use crate::{
     CoreAddr, Effects, Forward, Input, PeerMessage, ReadMode, Reply, Request, SlotId, Token, Via,
     WallMillis,
@@ -45,7 +50,7 @@ pub struct Core {
     pub(crate) config: CoreConfig,
     pub(crate) groups: Vec<Group>,
     /// Group number → place in `groups`.
-    places: Vec<Option<u32>>,
+    pub(crate) places: Vec<Option<u32>>,
     pub(crate) hints: Vec<LeaderHint>,
     pub(crate) links: HashMap<CoreAddr, Link, RandomState>,
     pub(crate) forwards: Forwards,
@@ -56,7 +61,13 @@ pub struct Core {
     dirty: Vec<u32>,
     /// Spare list of the same kind.
     visiting: Vec<u32>,
-    next_batch: BatchSeq,
+    pub(crate) next_batch: BatchSeq,
+    /// The newest batch that is on disk.
+    pub(crate) persisted_batch: BatchSeq,
+    /// Batches whose places in the log are not known, and what is in them.
+    pub(crate) placing: VecDeque<(BatchSeq, Vec<Placing>)>,
+    /// The newest segment of the log that is known.
+    pub(crate) newest_segment: u64,
     /// Batches on their way to the disk and the groups that are in them.
     writing: VecDeque<(BatchSeq, Vec<u32>)>,
     context: u64,
@@ -67,14 +78,22 @@ pub struct Core {
     pub(crate) sends: Vec<(CoreAddr, PeerMessage)>,
     pub(crate) tally: Tally,
     pub(crate) counters: CoreStats,
-    pub(crate) memory_bytes: usize,
+    /// Sums over the groups.
+    pub(crate) totals: Totals,
     /// Reads that wait in any group.
     pub(crate) reads_open: usize,
     pub(crate) state: StateQueue,
-    pub(crate) checkpoint: Option<Running>,
-    /// Shards written in full whose records are not durable yet, and at which index.
-    pub(crate) checkpointed: BTreeMap<(GroupId, u16), LogIndex>,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) released: Vec<(GroupId, BatchSeq)>,
+    /// Recent records of the log.
+    pub(crate) cache: Cache,
+    pub(crate) cold: ColdReads,
+    /// Values that groups asked for in their turn.
+    cold_asked: Vec<Cold>,
+    pub(crate) gc: Gc,
+    pub(crate) targets: Targets,
+    /// For the next drain: no value is needed before this segment.
+    pub(crate) values_from: Option<u64>,
     /// Ticks for which the preferred leader of a group led elsewhere has been caught up.
     pub(crate) balance: Vec<crate::balance::Balance>,
 }
@@ -93,11 +112,12 @@ impl Core {
         let mut places = vec![None; config.map.group_count() as usize];
         let mut groups = Vec::with_capacity(ids.len());
         for (place, &id) in ids.iter().enumerate() {
-            let (log, store) = recovery.take(id, &hasher);
+            let (log, state) = recovery.take(id, &hasher);
             let raft = Raft::new(raft_config(&config, id, ids.len()), log);
             places[id.get() as usize] = Some(u32::try_from(place).expect("fewer groups than 2^32"));
-            groups.push(Group::new(id, config.addr.core, raft, store, hasher.clone()));
+            groups.push(Group::new(id, config.addr.core, raft, state, hasher.clone()));
         }
+        let by_addr_hasher = hasher.clone();
         let links = config.map.cores().filter(|&addr| addr != config.addr);
         let mut by_addr = HashMap::with_hasher(hasher.clone());
         by_addr.extend(links.map(|addr| (addr, Link::default())));
@@ -121,11 +141,22 @@ impl Core {
             tally: Tally::default(),
             counters: CoreStats::default(),
             state: StateQueue::default(),
-            checkpoint: None,
-            checkpointed: BTreeMap::new(),
+            persisted_batch: BatchSeq::default(),
+            placing: VecDeque::new(),
+            newest_segment: recovery.newest_segment(),
+            checkpoints: recovery.checkpoints(),
+            cache: Cache::new(config.value_cache_bytes_max, by_addr_hasher.clone()),
+            cold: ColdReads::new(by_addr_hasher),
+            cold_asked: Vec::new(),
+            gc: Gc::default(),
+            targets: Targets::new(),
+            values_from: None,
             reads_open: 0,
             released: Vec::new(),
-            memory_bytes: groups.iter().map(|group| group.store.bytes()).sum(),
+            totals: groups.iter().fold(Totals::default(), |mut sum, group| {
+                sum.exchange(Totals::default(), group.store.totals());
+                sum
+            }),
             balance: groups.iter().map(|_| crate::balance::Balance::default()).collect(),
             config,
             groups,
@@ -145,7 +176,11 @@ impl Core {
             Input::Forget(token) => self.forget(token),
             Input::Peer { from, message } => self.peer(from, message),
             Input::PeerLost(addr) => self.peer_lost(addr),
+            Input::Placed { batch, places } => self.placed(batch, &places),
             Input::Persisted(batch) => self.persisted(batch),
+            Input::ValueRead { id, record } => self.value_read(id, record),
+            Input::Scanned { scan, records, next } => self.scanned(scan, records, next),
+            Input::Checkpointed { number, result } => self.checkpointed(number, result),
             Input::EntriesLoaded { group, first, entries } => {
                 let Some(place) = self.place(group) else { return };
                 self.tally.failed_loads += u64::from(entries.is_err());
@@ -158,6 +193,9 @@ impl Core {
     /// Hands out what is to be done. `effects` should be empty; it is appended to.
     pub fn drain(&mut self, mode: Drain, effects: &mut Effects) {
         let records_before = effects.records.len();
+        if mode == Drain::All {
+            self.write_out();
+        }
         let mut wrote = Vec::new();
         mem::swap(&mut self.dirty, &mut self.visiting);
         for i in 0..self.visiting.len() {
@@ -180,11 +218,16 @@ impl Core {
         }
         if effects.records.len() > records_before {
             effects.batch = self.next_batch;
+            self.note_records(&effects.records[records_before..]);
             self.writing.push_back((self.next_batch, wrote));
             self.next_batch = self.next_batch.next();
             self.counters.batches += 1;
         }
         effects.released.append(&mut self.released);
+        effects.checkpoint.append(&mut self.checkpoints.work);
+        effects.scan = self.gc.wanted.take().or(effects.scan);
+        effects.values_from = self.values_from.take().or(effects.values_from);
+        self.cold.issue(effects);
         self.send_answers(effects);
         effects.sends.append(&mut self.sends);
     }
@@ -195,6 +238,10 @@ impl Core {
             || !self.out.replies.is_empty()
             || !self.out.again.is_empty()
             || !self.released.is_empty()
+            || !self.checkpoints.work.is_empty()
+            || self.gc.wanted.is_some()
+            || self.values_from.is_some()
+            || self.cold.has_next()
             || (mode == Drain::All && !self.state.is_empty())
             || self.dirty.iter().any(|&place| {
                 let group = &self.groups[place as usize];
@@ -232,62 +279,19 @@ impl Core {
         self.groups.iter().map(|group| group.store.keys()).sum()
     }
 
-    /// Bytes of keys, values and indexes of all groups.
+    /// Bytes of the indexes of all groups, of the values in them, and of the value cache.
     pub const fn memory_bytes(&self) -> u64 {
-        self.memory_bytes as u64
+        (self.totals.memory + self.cache.bytes()) as u64
+    }
+
+    /// Bytes of the indexes of all groups and of the values in them.
+    pub const fn index_bytes(&self) -> u64 {
+        self.totals.memory as u64
     }
 
     /// Settings of this core.
     pub const fn config(&self) -> &CoreConfig {
         &self.config
-    }
-
-    /// Counters and levels.
-    pub fn stats(&self) -> CoreStats {
-        let count = |f: &dyn Fn(&Group) -> u64| self.groups.iter().map(f).sum();
-        CoreStats {
-            groups: self.groups.len() as u64,
-            leaders: count(&|group| u64::from(group.leads())),
-            leaderless: count(&|group| u64::from(group.raft.leader().is_none())),
-            keys: self.keys_hosted(),
-            keys_led: self.keys_led(),
-            keys_with_expiry: count(&|group| group.store.keys_with_expiry()),
-            keys_expired: count(&|group| group.store.expired()),
-            memory_bytes: self.memory_bytes as u64,
-            memory_budget_bytes: self.config.memory_budget_bytes as u64,
-            uncommitted_bytes: self.tally.inflight_bytes as u64,
-            proposals_open: count(&|group| group.pending_proposals() as u64),
-            reads_open: self.reads_open as u64,
-            forwards_open: self.forwards.len() as u64,
-            parked: self.parked.len() as u64,
-            committed: self.tally.committed,
-            applied: self.tally.applied,
-            reads_served: self.tally.reads_served,
-            lost_proposals: self.tally.lost_proposals,
-            uncertain: self.tally.uncertain,
-            failed_loads: self.tally.failed_loads,
-            ..self.counters
-        }
-    }
-
-    /// Status of one replica; `None` if there is none here.
-    pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
-        let group = &self.groups[self.place(group)?];
-        Some(GroupStatus {
-            group: group.id,
-            role: group.raft.role(),
-            term: group.raft.term(),
-            leader: group.raft.leader(),
-            commit: group.raft.commit(),
-            applied: group.applied(),
-            last: group.raft.last_index(),
-            base: group.raft.base().index,
-            keys: group.store.keys(),
-            bytes: group.store.bytes() as u64,
-            log_clock: group.store.clock(),
-            proposals_open: group.pending_proposals() as u64,
-            reads_open: group.reads.len() as u64,
-        })
     }
 
     /// Groups with a replica here, in ascending order.
@@ -296,7 +300,8 @@ impl Core {
     }
 
     /// Digest of everything a group's replica here holds: equal on all replicas that have
-    /// applied the same entries. Reads every value; for checks, not for serving.
+    /// applied the same entries. Looks at every key; for checks, not for serving. Long values
+    /// count by the checksums of the commands that made them, which the log checks on every read.
     pub fn digest(&self, group: GroupId) -> Option<u64> {
         Some(self.groups[self.place(group)?].store.digest())
     }
@@ -333,7 +338,7 @@ impl Core {
     fn visit(&mut self, place: usize, mode: Drain, effects: &mut Effects) -> bool {
         let records_before = effects.records.len();
         let group = &mut self.groups[place];
-        let (bytes_before, reads_before) = (group.store.bytes(), group.reads.len());
+        let (totals_before, reads_before) = (group.store.totals(), group.reads.len());
         group.turn(&mut Turn {
             mode,
             batch: self.next_batch,
@@ -344,16 +349,22 @@ impl Core {
             out: &mut self.out,
             tally: &mut self.tally,
             serve: &mut self.serve,
+            cache: &mut self.cache,
+            cold: &mut self.cold_asked,
             state: &mut self.state,
+            targets: &mut self.targets,
+            place,
             map: &self.config.map,
             tick: self.ticks,
         });
-        if group.incoming.is_some() {
-            // Two snapshots of a shard must not be mixed in the log.
-            self.checkpoint.take_if(|running| running.place == place);
-        }
-        self.memory_bytes = self.memory_bytes - bytes_before + group.store.bytes();
+        self.totals.exchange(totals_before, group.store.totals());
         self.reads_open = self.reads_open - reads_before + group.reads.len();
+        for cold in self.cold_asked.drain(..) {
+            match cold {
+                Cold::Task(task, wanted) => self.cold.want_for(place, task, wanted),
+                Cold::Other(waiter, wanted) => self.cold.want(place, wanted, waiter),
+            }
+        }
         let leadership = group.leadership();
         if leadership != group.seen {
             let before = mem::replace(&mut group.seen, leadership);
@@ -423,6 +434,10 @@ impl Core {
             let led = self.groups.iter().filter(|group| group.leads());
             self.announce(led.map(|group| (group.id, group.raft.term())).collect());
         }
+        for task in self.cold.overdue(self.ticks) {
+            self.out.reply(task.origin, try_again());
+        }
+        self.release_values();
         for group in self.parked.groups() {
             self.retry_parked(group);
         }
@@ -436,6 +451,10 @@ impl Core {
         group.expire(self.ticks, &mut self.out, &mut self.tally);
         self.reads_open = self.reads_open - reads_before + group.reads.len();
         group.tick_snapshots(self.ticks);
+        for (shard, wanted) in group.stalled_wants() {
+            self.cold.want_once(place, wanted, Waiter::Shard(shard));
+        }
+        let group = &mut self.groups[place];
         if self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
             group.propose_due_expiry(self.now);
         }
@@ -451,6 +470,8 @@ impl Core {
     }
 
     fn persisted(&mut self, batch: BatchSeq) {
+        self.persisted_batch = self.persisted_batch.max(batch);
+        self.settle_cycle();
         while let Some((number, _)) = self.writing.front() {
             if *number > batch {
                 break;
@@ -470,7 +491,8 @@ impl Core {
         let Request { token, via, read_mode, follows, at, command } = request;
         let origin = Origin::Client(token);
         let deadline = self.deadline();
-        self.route(Task { origin, via, read_mode, follows, at, command, hops: 0, deadline });
+        let (hops, fetched) = (0, Vec::new());
+        self.route(Task { origin, via, read_mode, follows, at, command, hops, deadline, fetched });
     }
 
     /// Drops what has not been begun for this client.
@@ -504,8 +526,18 @@ impl Core {
                 let origin = Origin::Forwarded { from, id, link };
                 let deadline = self.deadline();
                 let (via, read_mode, follows) = (Via::Plain, ReadMode::Leader, false);
-                let task = Task { origin, via, read_mode, follows, at, command, hops: 0, deadline };
-                self.route(task);
+                let (hops, fetched) = (0, Vec::new());
+                self.route(Task {
+                    origin,
+                    via,
+                    read_mode,
+                    follows,
+                    at,
+                    command,
+                    hops,
+                    deadline,
+                    fetched,
+                });
             }
             PeerMessage::ForwardReply { id, reply } => self.forward_reply(from, id, reply),
             PeerMessage::Leads(led) => self.leads(from, &led),

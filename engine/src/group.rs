@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ahash::RandomState;
 use coracle_raft::{
-    BatchSeq, Bug, Drain, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, ProposeError,
-    Raft, Ready, Record, Role, SendState, Term, planted,
+    BatchSeq, Bug, Drain, Entry, GroupId, LogIndex, LogPosition, NodeId, Payload, Place,
+    ProposeError, Raft, Ready, Record, Role, SendState, Term, planted,
 };
 
-use crate::apply::{self, ClockBehind};
-use crate::checkpoint::{ShardSnapshot, StateQueue};
-use crate::command::encoding::{Header, Op, View};
+use crate::apply::Wanted;
+use crate::cache::Cache;
+use crate::checkpoint::{ShardSnapshots, StateQueue};
+use crate::cold::Waiter;
+use crate::command::encoding::{Header, Op};
+use crate::gc::Targets;
+use crate::places::Places;
 use crate::reads::Reads;
+use crate::stall::Stalls;
 use crate::store::Store;
 use crate::task::{Outbox, Task, uncertain};
 use crate::transfer::{Incoming, Outgoing};
@@ -19,11 +24,6 @@ use crate::{ClusterMap, CoreAddr, CoreId, Effects, Load, PeerMessage, Reply, Slo
 
 /// Committed entries taken from consensus ahead of the state machine.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
-/// Entries applied by one group in one turn.
-const APPLY_ENTRIES_PER_TURN: usize = 2048;
-/// Bytes applied by one group in one turn.
-const APPLY_BYTES_PER_TURN: usize = 8 << 20;
-
 /// Entries kept for a follower that is behind but follows; one further behind gets a snapshot.
 const KEPT_ENTRIES_MAX: u64 = 1 << 18;
 
@@ -37,9 +37,9 @@ struct Pending {
 }
 
 /// A committed entry and the local client that waits for what applying it answers.
-struct Committed {
-    entry: Entry,
-    task: Option<Task>,
+pub(crate) struct Committed {
+    pub(crate) entry: Entry,
+    pub(crate) task: Option<Task>,
 }
 
 /// Who leads, as far as this replica knows.
@@ -64,6 +64,14 @@ pub(crate) struct Tally {
     pub(crate) inflight_bytes: usize,
 }
 
+/// Values that must be read from the disk.
+pub(crate) enum Cold {
+    /// For a client's read.
+    Task(Task, Vec<Wanted>),
+    /// For a waiting shard or a snapshot.
+    Other(Waiter, Wanted),
+}
+
 /// What a turn of a group needs from its core.
 pub(crate) struct Turn<'a> {
     pub(crate) mode: Drain,
@@ -75,9 +83,21 @@ pub(crate) struct Turn<'a> {
     pub(crate) out: &'a mut Outbox,
     pub(crate) tally: &'a mut Tally,
     pub(crate) serve: &'a mut Vec<Task>,
+    pub(crate) cache: &'a mut Cache,
+    pub(crate) cold: &'a mut Vec<Cold>,
     pub(crate) state: &'a mut StateQueue,
+    pub(crate) targets: &'a mut Targets,
+    /// The group's own place among those of its core.
+    pub(crate) place: usize,
     pub(crate) map: &'a ClusterMap,
     pub(crate) tick: u64,
+}
+
+/// What recovery found of a group beside its consensus.
+pub(crate) struct GroupState {
+    pub(crate) store: Store,
+    pub(crate) places: Places,
+    pub(crate) snapshots: Vec<ShardSnapshots>,
 }
 
 /// One group's replica on this core.
@@ -89,15 +109,29 @@ pub(crate) struct Group {
     pub(crate) reads: Reads,
     /// Ordered by (term, index), which is also the order in which they were proposed.
     pending: VecDeque<Pending>,
-    queue: VecDeque<Committed>,
-    queue_bytes: usize,
+    pub(crate) queue: VecDeque<Committed>,
+    pub(crate) queue_bytes: usize,
     pub(crate) applied: LogIndex,
-    /// The newest durable snapshot of each shard.
-    pub(crate) snapshots: Vec<ShardSnapshot>,
+    /// Where the entries that are not applied stand in the core's log.
+    pub(crate) places: Places,
+    /// Shards that wait for a value.
+    pub(crate) stalls: Stalls,
+    /// Shards whose value has come: they go on in the next turn.
+    pub(crate) woken: Vec<(usize, Place, Payload)>,
+    /// Reads whose values have come.
+    pub(crate) warmed: Vec<Task>,
+    /// Keys whose values were computed and are to be written out, oldest first.
+    pub(crate) dirty_keys: VecDeque<(usize, Box<[u8]>)>,
+    /// The durable snapshots of each shard.
+    pub(crate) snapshots: Vec<ShardSnapshots>,
+    /// State records before this batch were released.
+    pub(crate) state_released: BatchSeq,
     /// The log on disk starts after this, or will; consensus follows once it is applied.
     pub(crate) purged: LogIndex,
     pub(crate) outgoing: BTreeMap<NodeId, Outgoing>,
     pub(crate) incoming: Option<Incoming>,
+    /// Followers whose snapshots can go on.
+    pub(crate) resumed: Vec<NodeId>,
     pub(crate) hasher: RandomState,
     /// The newest clock entry proposed here and its stamp.
     clock_proposed: (LogPosition, WallMillis),
@@ -114,19 +148,23 @@ impl Group {
         id: GroupId,
         core: CoreId,
         raft: Raft,
-        store: Store,
+        state: GroupState,
         hasher: RandomState,
     ) -> Self {
         let applied = raft.applied_index();
-        let snapshot_of = |shard: &crate::store::Shard| ShardSnapshot {
-            index: shard.base,
-            first_batch: BatchSeq::default(),
-        };
+        let GroupState { store, places, snapshots } = state;
         Self {
-            snapshots: store.shards().iter().map(snapshot_of).collect(),
+            snapshots,
+            state_released: BatchSeq::default(),
+            places,
+            stalls: Stalls::default(),
+            woken: Vec::new(),
+            warmed: Vec::new(),
+            dirty_keys: dirty_keys(&store),
             purged: LogIndex::ZERO,
             outgoing: BTreeMap::new(),
             incoming: None,
+            resumed: Vec::new(),
             hasher,
             id,
             core,
@@ -155,23 +193,30 @@ impl Group {
 
     /// Whether a shard that came from a snapshot holds more than has been applied.
     pub(crate) fn is_ahead(&self) -> bool {
-        self.store.shards().iter().any(|shard| shard.base > self.applied)
+        self.store.shards().iter().any(|shard| shard.base.index > self.applied)
     }
 
-    /// State records before this batch are superseded.
-    pub(crate) fn state_needed_from(&self) -> BatchSeq {
-        let first_batches = self.snapshots.iter().map(|snapshot| snapshot.first_batch);
-        if planted(Bug::StateReleasedTooEarly) {
-            return first_batches.max().unwrap_or_default();
-        }
-        first_batches.min().unwrap_or_default()
+    /// The batch from which on state records are needed; `None` if none are.
+    pub(crate) fn state_needed_from(&self) -> Option<BatchSeq> {
+        let received = self.snapshots.iter().filter_map(ShardSnapshots::received_from);
+        let early = planted(Bug::StateReleasedTooEarly);
+        if early { received.max().map(BatchSeq::next) } else { received.min() }
+    }
+
+    /// The oldest segment with an entry that is not applied, or waits in its shard.
+    pub(crate) fn oldest_pending(&self) -> Option<u64> {
+        let oldest = self.places.oldest().into_iter().chain(self.stalls.oldest()).min();
+        oldest.map(Place::segment)
+    }
+
+    /// The oldest segment that a snapshot on its way out refers to.
+    pub(crate) fn oldest_sent(&self) -> Option<u64> {
+        self.outgoing.values().filter_map(Outgoing::oldest_segment).min()
     }
 
     /// Up to here the log is needed by nobody.
     pub(crate) fn compaction_point(&self) -> LogIndex {
-        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.index);
-        let beyond = planted(Bug::CompactedPastCheckpoint);
-        let durable = if beyond { snapshots.max() } else { snapshots.min() };
+        let durable = self.snapshots.iter().map(ShardSnapshots::fallback).min();
         let followers = self.raft.progress().filter_map(|(_, progress)| {
             let follows = progress.state == SendState::Replicate
                 && self.applied.since(progress.matched) <= KEPT_ENTRIES_MAX;
@@ -214,6 +259,7 @@ impl Group {
             }
         }
         self.applied = base.index;
+        self.places.forget(base.index);
         self.incoming = None;
     }
 
@@ -227,7 +273,18 @@ impl Group {
 
     /// Whether a turn has something to do.
     pub(crate) fn needs_turn(&self, mode: Drain) -> bool {
-        self.raft.needs_drain(mode) || !self.queue.is_empty() || self.reads.is_open()
+        self.raft.needs_drain(mode)
+            || self.can_apply()
+            || self.reads.is_open()
+            || !self.woken.is_empty()
+            || !self.warmed.is_empty()
+            || !self.resumed.is_empty()
+    }
+
+    /// Whether the next committed entry may be applied.
+    pub(crate) fn can_apply(&self) -> bool {
+        let placed = |next: &Committed| self.places.get(next.entry.position()).is_some();
+        !self.stalls.is_full() && self.queue.front().is_some_and(placed)
     }
 
     /// Appends a write to the log and waits for its fate.
@@ -268,6 +325,16 @@ impl Group {
             tally.uncertain += 1;
             out.reply(task.origin, uncertain("no majority confirmed the write in time"));
         }
+        if !self.stalls.is_empty() {
+            let (reads, writes) = self.stalls.overdue(now);
+            for task in reads {
+                out.reply(task.origin, crate::task::try_again());
+            }
+            for task in writes {
+                tally.uncertain += 1;
+                out.reply(task.origin, uncertain("the value could not be read in time"));
+            }
+        }
         if self.reads.len() > 0 {
             for task in self.reads.overdue(now) {
                 out.reply(task.origin, crate::task::try_again());
@@ -284,7 +351,7 @@ impl Group {
     }
 
     /// Proposes a clock entry; `None` if this replica does not lead or may not propose now.
-    fn propose_clock(&mut self, at: WallMillis) -> Option<LogIndex> {
+    pub(crate) fn propose_clock(&mut self, at: WallMillis) -> Option<LogIndex> {
         if let Some((index, stamp)) = self.clock_on_its_way()
             && stamp >= at
         {
@@ -325,7 +392,9 @@ impl Group {
         self.raft.drain(turn.mode, turn.batch, turn.ready);
         self.hand_out(turn);
         self.take_committed(turn);
+        self.wake_shards(turn);
         self.apply(turn);
+        turn.serve.append(&mut self.warmed);
         self.serve_reads(turn);
     }
 
@@ -355,18 +424,19 @@ impl Group {
             }
         }
         self.move_snapshots(turn);
+        self.resume_snapshots(turn);
     }
 
     /// Snapshots to and from other replicas.
     fn move_snapshots(&mut self, turn: &mut Turn<'_>) {
         for to in std::mem::take(&mut turn.ready.snapshots_wanted) {
-            self.send_snapshot(to, turn.tick);
+            self.send_snapshot(to, turn);
         }
         for ack in std::mem::take(&mut turn.ready.snapshot_acks) {
-            self.snapshot_acked(ack, turn.tick);
+            self.snapshot_acked(ack, turn);
         }
         for piece in std::mem::take(&mut turn.ready.snapshot_pieces) {
-            self.snapshot_piece(piece, turn.map, turn.state, turn.tick);
+            self.snapshot_piece(piece, turn);
         }
     }
 
@@ -434,60 +504,16 @@ impl Group {
         }
         None
     }
+}
 
-    /// Applies a bounded part of what is committed.
-    fn apply(&mut self, turn: &mut Turn<'_>) {
-        let mut bytes = 0;
-        let mut count = 0;
-        while count < APPLY_ENTRIES_PER_TURN && bytes < APPLY_BYTES_PER_TURN {
-            let Some(Committed { entry, task }) = self.queue.pop_front() else { break };
-            assert_eq!(entry.index, self.applied.next(), "entries are applied one by one");
-            bytes += entry.size_bytes();
-            count += 1;
-            self.applied = entry.index;
-            if entry.kind != EntryKind::Command {
-                continue;
-            }
-            if planted(Bug::ExpiryByWallClock) {
-                self.store.advance_clock(turn.now.0);
-            }
-            let reply = apply::write(&mut self.store, entry.index, &entry.payload);
-            if let Some(task) = task {
-                turn.out.reply(task.origin, reply);
-            }
-        }
-        self.queue_bytes -= bytes;
-        turn.tally.applied += count as u64;
-        if count > 0 {
-            self.raft.applied(self.applied);
-            if self.purged > self.raft.base().index && self.purged <= self.applied {
-                self.raft.compact(self.purged);
-            }
-            self.reads.applied(self.applied, turn.serve);
+/// Values that are to be written out, in a store as recovery left it.
+fn dirty_keys(store: &Store) -> VecDeque<(usize, Box<[u8]>)> {
+    let mut keys = VecDeque::new();
+    for (place, shard) in store.shards().iter().enumerate() {
+        if shard.totals().dirty > 0 {
+            let dirty = shard.items().filter(|item| item.value.is_dirty());
+            keys.extend(dirty.map(|item| (place, item.key.bytes().into())));
         }
     }
-
-    /// Answers the reads whose entries are applied.
-    fn serve_reads(&mut self, turn: &mut Turn<'_>) {
-        for task in turn.serve.drain(..) {
-            let Some(view) = View::parse(task.command.payload.bytes()) else {
-                turn.out.reply(task.origin, Reply::error("ERR malformed command"));
-                continue;
-            };
-            // A stamp from a clock that runs ahead must not move the log clock.
-            let at = task.at.min(turn.now);
-            match apply::read(&self.store, &view, at) {
-                Ok(reply) => {
-                    turn.tally.reads_served += 1;
-                    turn.out.reply(task.origin, reply);
-                }
-                Err(ClockBehind(at)) => match self.propose_clock(at) {
-                    Some(index) => self.reads.block(task, index),
-                    None => {
-                        turn.out.again.push(Task { read_mode: crate::ReadMode::Leader, ..task });
-                    }
-                },
-            }
-        }
-    }
+    keys
 }

@@ -1,6 +1,6 @@
 //! The border of a core: what goes in, what comes out.
 
-use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Record, Term};
+use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Place, Record, Term};
 
 use crate::command::Command;
 use crate::{CoreAddr, Reply, WallMillis};
@@ -100,8 +100,39 @@ pub enum Input {
     },
     /// The link to a core broke: what was forwarded there has an unknown outcome.
     PeerLost(CoreAddr),
+    /// The records of this batch stand here in the log, in their order; comes once for each batch,
+    /// in the order of batches, before its [`Input::Persisted`].
+    Placed {
+        /// Which batch.
+        batch: BatchSeq,
+        /// One place for each record.
+        places: Vec<Place>,
+    },
     /// Everything up to and including this batch is on disk.
     Persisted(BatchSeq),
+    /// Answer to a [`ReadValue`].
+    ValueRead {
+        /// Number given by the core.
+        id: u64,
+        /// The record there, or why it cannot be read.
+        record: Result<Record, String>,
+    },
+    /// Answer to a [`ScanSegment`].
+    Scanned {
+        /// What was asked for.
+        scan: ScanSegment,
+        /// Commands and values found from there on, in their order.
+        records: Vec<(Place, Record)>,
+        /// Where to go on in this segment; `None` at its end.
+        next: Option<u64>,
+    },
+    /// A checkpoint is complete and safe, or was given up.
+    Checkpointed {
+        /// Its number.
+        number: u64,
+        /// Why it was given up, if it was.
+        result: Result<(), String>,
+    },
     /// Answer to a [`Load`].
     EntriesLoaded {
         /// Whose log.
@@ -127,6 +158,58 @@ pub struct Load {
     pub bytes_max: usize,
 }
 
+/// A request for one record of the core's own log; answered by [`Input::ValueRead`]. A record that
+/// is not on the disk yet is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadValue {
+    /// The core's number for it.
+    pub id: u64,
+    /// Where the record stands.
+    pub place: Place,
+    /// Bytes that its payload has at least, and in most cases exactly.
+    pub payload_len: usize,
+}
+
+/// A request for the next commands and values of a segment to which nothing is added any more;
+/// answered by [`Input::Scanned`]. At most one is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanSegment {
+    /// The segment's number.
+    pub segment: u64,
+    /// Where to start: 0, or where the part before ended.
+    pub from: u64,
+    /// About how many bytes of the file to read.
+    pub bytes: usize,
+}
+
+/// A part of the work on a checkpoint file; to be done in order. Answered by
+/// [`Input::Checkpointed`] after [`CheckpointWork::Finish`], or as soon as anything fails: then the
+/// file is removed and further parts of the same number are ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckpointWork {
+    /// Begin a file; one that was not finished is given up.
+    Begin {
+        /// Its number, larger than those before it.
+        number: u64,
+    },
+    /// Add a section.
+    Section {
+        /// Number of the file.
+        number: u64,
+        /// Whose.
+        group: GroupId,
+        /// Which of the group's shards.
+        shard: u16,
+        /// The content, in the engine's encoding.
+        bytes: Vec<u8>,
+    },
+    /// Make the file durable under its name. The two newest ones are kept.
+    Finish {
+        /// Number of the file.
+        number: u64,
+    },
+}
+
 /// What a core wants done. All of it may be done at once and in any order.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -140,6 +223,14 @@ pub struct Effects {
     pub replies: Vec<(Token, Reply)>,
     /// Entries to read back.
     pub loads: Vec<Load>,
+    /// Values to read.
+    pub reads: Vec<ReadValue>,
+    /// A part of an old segment to read, for moving what is still needed out of it.
+    pub scan: Option<ScanSegment>,
+    /// Checkpoint work, in its order.
+    pub checkpoint: Vec<CheckpointWork>,
+    /// No value is needed any more in segments before this one.
+    pub values_from: Option<u64>,
     /// State records of a group in batches before this one are superseded by durable later
     /// ones: their place in the log may be used again. Only batches of this process count;
     /// those of earlier ones come before all of them.
@@ -153,6 +244,10 @@ impl Effects {
             && self.sends.is_empty()
             && self.replies.is_empty()
             && self.loads.is_empty()
+            && self.reads.is_empty()
+            && self.scan.is_none()
+            && self.checkpoint.is_empty()
+            && self.values_from.is_none()
             && self.released.is_empty()
     }
 }

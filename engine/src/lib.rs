@@ -11,23 +11,31 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod applying;
 mod balance;
+mod cache;
 mod checkpoint;
+mod cold;
 pub mod command;
 mod config;
 mod core;
 mod expiry;
 mod forward;
+mod gc;
 mod group;
 mod ids;
 mod io;
+mod located;
 mod map;
+mod moved;
 mod pipeline;
+mod places;
 mod reads;
 mod recovery;
 mod reply;
 mod route;
 mod snapshot;
+mod stall;
 mod stats;
 mod store;
 mod task;
@@ -41,7 +49,10 @@ pub use config::{ConfigError, CoreConfig};
 pub use coracle_raft::Drain;
 pub use core::Core;
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
-pub use io::{Effects, Forward, Input, Load, PeerMessage, ReadMode, Request, Token, Via};
+pub use io::{
+    CheckpointWork, Effects, Forward, Input, Load, PeerMessage, ReadMode, ReadValue, Request,
+    ScanSegment, Token, Via,
+};
 pub use map::{ClusterMap, MapError, NodeInfo};
 pub use pipeline::{Order, Unanswered};
 pub use recovery::Recovery;

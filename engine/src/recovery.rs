@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ahash::RandomState;
 use coracle_raft::{
-    Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Membership, Record, Recovered,
-    Term,
+    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, Membership, Place,
+    Record, Recovered, Term,
 };
 
-use crate::snapshot::{Begin, Piece, Thawing};
+use crate::checkpoint::section::{self, About};
+use crate::checkpoint::{Checkpoints, ShardSnapshot, ShardSnapshots};
+use crate::group::GroupState;
+use crate::places::Places;
+use crate::snapshot::{Apart, Piece, PieceValue, Thawing};
 use crate::store::{Shard, Store, shards_of};
 use crate::{ClusterMap, CoreAddr, ShardId};
 
@@ -17,7 +21,8 @@ const TAIL_BYTES_TOTAL: usize = 64 << 20;
 /// And at least this much for each.
 const TAIL_BYTES_MIN: usize = 256 << 10;
 
-/// Collects the records of one core's log, in their order, for [`crate::Core::new`].
+/// Collects checkpoints and then the records of one core's log, in their order, for
+/// [`crate::Core::new`].
 pub struct Recovery {
     map: ClusterMap,
     addr: CoreAddr,
@@ -26,6 +31,10 @@ pub struct Recovery {
     tail_bytes_max: usize,
     hasher: RandomState,
     ignored: u64,
+    /// The oldest segment that each checkpoint file refers to, by the number of the file.
+    files: BTreeMap<u64, u64>,
+    newest_number: u64,
+    newest_segment: u64,
 }
 
 /// What has been read of one group.
@@ -43,7 +52,16 @@ struct GroupRecovery {
     /// Membership read for a base whose purge has not come yet.
     next_base: Option<(LogPosition, Membership)>,
     thawing: BTreeMap<ShardId, Thawing>,
-    shards: BTreeMap<ShardId, (Begin, Shard)>,
+    /// Values of snapshots that were read since the last of their pieces.
+    apart: Apart,
+    shards: BTreeMap<ShardId, Found>,
+    places: Places,
+}
+
+/// What was found of one shard.
+struct Found {
+    shard: Shard,
+    snapshots: ShardSnapshots,
 }
 
 impl Recovery {
@@ -60,29 +78,87 @@ impl Recovery {
             tail_bytes_max,
             hasher,
             ignored: 0,
+            files: BTreeMap::new(),
+            newest_number: 0,
+            newest_segment: 0,
         }
     }
 
+    /// Takes a section of checkpoint file `file`, before all records of the log. Sections of the
+    /// older file come first.
+    pub fn section(&mut self, file: u64, bytes: &[u8]) {
+        let understood = self.read_section(file, bytes).is_some();
+        self.ignored += u64::from(!understood);
+    }
+
+    fn read_section(&mut self, file: u64, bytes: &[u8]) -> Option<()> {
+        let About { group: id, shard, at, clock, values_from } = section::about(bytes).ok()?;
+        if !self.hosts(id) || shard.0 >= self.map.shard_count() || self.map.group_of(shard) != id {
+            return None;
+        }
+        let mut content = Shard::new(shard, &self.map, self.hasher.clone());
+        section::decode(bytes, &mut content).ok()?;
+        (content.base, content.base_clock) = (at, clock);
+        let oldest = self.files.entry(file).or_insert(values_from);
+        *oldest = values_from.min(*oldest);
+        let map = &self.map;
+        let group = self.groups.entry(id).or_insert_with(|| GroupRecovery::new(id, map));
+        let snapshot = ShardSnapshot { index: at.index, received: None };
+        let older = group.shards.get(&shard).map_or(snapshot, |found| found.snapshots.newer);
+        let snapshots = ShardSnapshots { older, newer: snapshot };
+        group.shards.insert(shard, Found { shard: content, snapshots });
+        Some(())
+    }
+
+    fn hosts(&self, group: GroupId) -> bool {
+        group.get() < self.map.group_count()
+            && self.map.core_of(group) == self.addr.core
+            && self.map.replicas(group).any(|node| node == self.addr.node)
+    }
+
+    /// The checkpoints to go on from.
+    pub(crate) fn checkpoints(&self) -> Checkpoints {
+        let newest = self.files.keys().next_back().copied().unwrap_or(0).max(self.newest_number);
+        let kept = self.files.values().copied().collect();
+        Checkpoints { newest, kept, ..Checkpoints::default() }
+    }
+
+    /// Checkpoint files up to this number are taken, readable or not.
+    pub const fn taken_numbers(&mut self, newest: u64) {
+        if newest > self.newest_number {
+            self.newest_number = newest;
+        }
+    }
+
+    /// The newest segment with a record.
+    pub(crate) const fn newest_segment(&self) -> u64 {
+        self.newest_segment
+    }
+
     /// Takes the next record of the log.
-    pub fn record(&mut self, record: Record) {
+    pub fn record(&mut self, place: Place, record: Record) {
+        self.newest_segment = self.newest_segment.max(place.segment());
         let id = record.group();
-        let here = id.get() < self.map.group_count()
-            && self.map.core_of(id) == self.addr.core
-            && self.map.replicas(id).any(|node| node == self.addr.node);
-        if !here {
+        if !self.hosts(id) {
             self.ignored += 1;
             return;
         }
         let map = &self.map;
         let group = self.groups.entry(id).or_insert_with(|| GroupRecovery::new(id, map));
         let understood = match record {
-            Record::Entry { entry, .. } => group.entry(entry, self.tail_bytes_max),
+            Record::Entry { entry, .. } => group.entry(place, entry, self.tail_bytes_max),
             Record::HardState { hard_state, .. } => {
                 group.hard_state = hard_state;
                 true
             }
             Record::State { payload, .. } => {
                 group.state(payload.bytes(), &self.map, id, &self.hasher)
+            }
+            Record::Value { payload, .. } => {
+                if !group.thawing.is_empty() {
+                    group.apart.push(place, payload);
+                }
+                true
             }
             Record::Purge { base, .. } => group.purge(base),
         };
@@ -118,16 +194,20 @@ impl Recovery {
     }
 
     /// Everything read of one group, or what a group starts from.
-    pub(crate) fn take(&mut self, id: GroupId, hasher: &RandomState) -> (Recovered, Store) {
+    pub(crate) fn take(&mut self, id: GroupId, hasher: &RandomState) -> (Recovered, GroupState) {
         let group = self.groups.remove(&id).unwrap_or_else(|| GroupRecovery::new(id, &self.map));
         let mut store = Store::new(id, &self.map, hasher);
         if group.shards.len() == store.shards().len() {
-            let oldest = group.shards.values().map(|(begin, _)| begin).min_by_key(|b| b.at.index);
-            store.set_clock(oldest.map_or(0, |begin| begin.clock));
+            let oldest = group.shards.values().min_by_key(|found| found.shard.base.index);
+            store.set_clock(oldest.map_or(0, |found| found.shard.base_clock));
         }
         let commit = group.commit();
-        for (_, shard) in group.shards.into_values() {
-            store.replace_shard(shard);
+        let mut snapshots = vec![ShardSnapshots::default(); store.shards().len()];
+        for (id, found) in group.shards {
+            if let Some(place) = store.place_of(id) {
+                snapshots[place] = found.snapshots;
+            }
+            store.replace_shard(found.shard);
         }
         let recovered = Recovered {
             hard_state: group.hard_state,
@@ -139,7 +219,7 @@ impl Recovery {
             tail: group.tail.into(),
             memberships: group.memberships,
         };
-        (recovered, store)
+        (recovered, GroupState { store, places: group.places, snapshots })
     }
 }
 
@@ -156,14 +236,17 @@ impl GroupRecovery {
             memberships: Vec::new(),
             next_base: None,
             thawing: BTreeMap::new(),
+            apart: Apart::default(),
             shards: BTreeMap::new(),
+            places: Places::default(),
         }
     }
 
-    fn entry(&mut self, entry: Entry, tail_bytes_max: usize) -> bool {
+    fn entry(&mut self, place: Place, entry: Entry, tail_bytes_max: usize) -> bool {
         if entry.index <= self.base.index {
             return true;
         }
+        self.places.put(entry.position(), place);
         if entry.index > self.last.next() {
             // What is missing must lie before a base that a later record names.
             self.clear();
@@ -195,7 +278,7 @@ impl GroupRecovery {
             return None;
         }
         let missing = shards_of(id, map)
-            .find(|shard| self.shards.get(shard).is_none_or(|(begin, _)| begin.at.index < base))?;
+            .find(|shard| self.shards.get(shard).is_none_or(|f| f.shard.base.index < base))?;
         Some(format!("shard {} has no snapshot at or after {base}", missing.0))
     }
 
@@ -204,7 +287,7 @@ impl GroupRecovery {
     /// base could not bring up a follower that it needs to commit anything (nobody may send a
     /// snapshot of what it has not applied yet).
     fn commit(&self) -> LogIndex {
-        let taken = self.shards.values().map(|(begin, _)| begin.at);
+        let taken = self.shards.values().map(|found| found.shard.base);
         let ours = taken.filter(|at| self.term_of(at.index) == Some(at.term));
         ours.map(|at| at.index).max().unwrap_or_default()
     }
@@ -274,19 +357,32 @@ impl GroupRecovery {
         true
     }
 
+    /// A snapshot of a shard stands in the log in full.
+    fn received(&mut self, shard: Shard) {
+        let old = self.shards.get(&shard.id).map(|found| found.shard.base);
+        if old.is_none_or(|old| old <= shard.base) {
+            let index = shard.base.index;
+            let snapshot = ShardSnapshot { index, received: Some(BatchSeq::default()) };
+            let mut snapshots = ShardSnapshots::default();
+            snapshots.received(snapshot);
+            self.shards.insert(shard.id, Found { shard, snapshots });
+        }
+    }
+
     fn state(&mut self, bytes: &[u8], map: &ClusterMap, id: GroupId, hasher: &RandomState) -> bool {
         match Piece::parse(bytes) {
             Ok(Piece::Begin(begin)) => {
                 let ours = begin.shard.0 < map.shard_count() && map.group_of(begin.shard) == id;
                 if ours {
-                    let blank = Store::blank_shard(begin.shard, map, hasher);
+                    let blank = Shard::new(begin.shard, map, hasher.clone());
                     self.thawing.insert(begin.shard, Thawing::new(begin, blank));
                 }
                 ours
             }
             Ok(Piece::Items { shard, index, items }) => match self.thawing.get_mut(&shard) {
                 Some(thawing) if thawing.begin.at.index == index => {
-                    let whole = thawing.add(items).is_ok();
+                    let whole = thaw(thawing, shard, items, &self.apart).is_some();
+                    self.apart.clear();
                     if !whole {
                         self.thawing.remove(&shard);
                     }
@@ -297,12 +393,8 @@ impl GroupRecovery {
             },
             Ok(Piece::End { shard, index, digest }) => match self.thawing.remove(&shard) {
                 Some(thawing) if thawing.begin.at.index == index => {
-                    let begin = thawing.begin;
-                    let Ok(thawed) = thawing.finish(digest) else { return false };
-                    let newer = self.shards.get(&shard).is_none_or(|(old, _)| old.at <= begin.at);
-                    if newer {
-                        self.shards.insert(shard, (begin, thawed));
-                    }
+                    let Ok(shard) = thawing.finish(digest) else { return false };
+                    self.received(shard);
                     true
                 }
                 _ => true,
@@ -321,6 +413,23 @@ impl GroupRecovery {
             Err(_) => false,
         }
     }
+}
+
+/// Puts a piece's items into a shard, with the places of its long values.
+fn thaw(
+    thawing: &mut Thawing,
+    shard: ShardId,
+    mut items: crate::snapshot::Items<'_>,
+    apart: &Apart,
+) -> Option<()> {
+    while let Some(item) = items.next().ok()? {
+        let value = match item.value {
+            PieceValue::Here(bytes) => crate::store::Value::Memory(bytes.to_vec()),
+            PieceValue::Apart(len) => apart.find(shard, &item, len)?,
+        };
+        thawing.add(item.with(value)).ok()?;
+    }
+    Some(())
 }
 
 #[cfg(test)]
@@ -350,7 +459,8 @@ mod tests {
 
     fn recover(records: impl IntoIterator<Item = Record>) -> Recovered {
         let mut recovery = Recovery::new(map_of(1, 1, 1, 1), addr(1, 0));
-        records.into_iter().for_each(|record| recovery.record(record));
+        let place = |n: usize| Place::new(1, n as u64 * 8);
+        records.into_iter().enumerate().for_each(|(n, record)| recovery.record(place(n), record));
         recovery.take(GroupId::new(0), &RandomState::with_seeds(1, 2, 3, 4)).0
     }
 
@@ -398,7 +508,11 @@ mod tests {
         let gap = [purge(2, 1), entry(3, 1), entry(7, 1), entry(8, 2)];
         let damaged = |records: Vec<Record>| {
             let mut recovery = Recovery::new(map_of(1, 1, 1, 1), addr(1, 0));
-            records.into_iter().for_each(|record| recovery.record(record));
+            let place = |n: usize| Place::new(1, n as u64 * 8);
+            records
+                .into_iter()
+                .enumerate()
+                .for_each(|(n, record)| recovery.record(place(n), record));
             recovery.damaged().remove(&GroupId::new(0)).unwrap_or_default()
         };
         let why = damaged(gap.to_vec());
@@ -417,9 +531,10 @@ mod tests {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
         let group = GroupId::new(0);
         for (at, want) in [(position(3, 1), 3), (position(3, 2), 0), (position(9, 2), 0)] {
-            let shard = Store::blank_shard(ShardId(0), &map, &hasher);
+            let shard = Shard::new(ShardId(0), &map, hasher.clone());
+            let cache = crate::cache::Cache::new(0, hasher.clone());
             let mut frozen = crate::snapshot::Frozen::new(&shard, at, 0);
-            let (end, whole) = frozen.next(1);
+            let (end, whole) = frozen.next(1, &cache).unwrap();
             assert!(whole, "it is empty");
             let state = [frozen.begin.encode(), end];
             let state = state.map(|payload| Record::State { group, payload });

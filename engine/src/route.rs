@@ -46,6 +46,7 @@ impl Core {
     /// A command was certainly not executed where it went: tries again, at `hint` if given.
     pub(crate) fn again(&mut self, mut task: Task, hint: Option<NodeId>) {
         task.follows &= !planted(Bug::PipelineScattered);
+        task.fetched.clear();
         if task.follows {
             return self.refuse(&task, out_of_order());
         }
@@ -279,7 +280,7 @@ impl Core {
 impl Core {
     /// `None` if the write may be appended.
     fn admit_write(&mut self, task: &Task, adds_memory: bool) -> Option<Reply> {
-        if adds_memory && self.memory_bytes >= self.config.memory_budget_bytes {
+        if adds_memory && self.memory_bytes() >= self.config.memory_budget_bytes as u64 {
             self.counters.refused_memory += 1;
             return Some(out_of_memory());
         }
@@ -293,7 +294,7 @@ impl Core {
 
     /// `None` if another read may wait.
     fn admit_read(&mut self) -> Option<Reply> {
-        (self.reads_open >= self.config.reads_max).then(|| {
+        (self.reads_open + self.cold.readers() >= self.config.reads_max).then(|| {
             self.counters.refused_overload += 1;
             overloaded("waiting reads", self.config.reads_max)
         })

@@ -1,12 +1,22 @@
 //! Shard snapshots as bytes: what stands in `State` records and in Raft snapshots.
 //!
 //! A snapshot of a shard is a begin, pieces with items, and an end with a digest, all naming
-//! the shard and the index they stand for. Little-endian; each is one payload.
+//! the shard and the index they stand for. Little-endian; each is one payload. Whoever receives
+//! one writes long values as records of their own, right before the piece they came in; the piece
+//! in its log only has their length.
 
-use coracle_raft::{Bug, LogIndex, LogPosition, Payload, Term, planted};
+use std::collections::VecDeque;
+
+use coracle_raft::{Bug, LogIndex, LogPosition, Payload, Place, Term, planted};
+use hashbrown::HashMap;
 
 use crate::ShardId;
-use crate::store::{Item, Shard, Value, item_digest};
+use crate::apply::Wanted;
+use crate::cache::Cache;
+use crate::store::{Item, Key, Located, SMALL_VALUE_BYTES, Shard, Value, item_digest};
+
+/// Stands for the length of a value that is a record of its own.
+const APART: u32 = u32::MAX;
 
 const BEGIN: u8 = 1;
 const ITEMS: u8 = 2;
@@ -82,19 +92,50 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// An item of a piece.
+#[derive(Debug)]
+pub(crate) struct PieceItem<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) value: PieceValue<'a>,
+    pub(crate) version: LogIndex,
+    pub(crate) expires_at: u64,
+    pub(crate) sum: u32,
+}
+
+/// The value of an item of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PieceValue<'a> {
+    Here(&'a [u8]),
+    /// A record of its own, of this length.
+    Apart(u32),
+}
+
+impl<'a> PieceItem<'a> {
+    fn read(cursor: &mut Cursor<'a>) -> Option<Self> {
+        let key = cursor.bytes()?;
+        let value = match cursor.u32()? {
+            APART => PieceValue::Apart(cursor.u32()?),
+            len => PieceValue::Here(cursor.take(len as usize)?),
+        };
+        let (version, expires_at) = (LogIndex::new(cursor.u64()?), cursor.u64()?);
+        Some(Self { key, value, version, expires_at, sum: cursor.u32()? })
+    }
+
+    /// The item with its value from where it is.
+    pub(crate) fn with(&self, value: Value) -> Item {
+        let Self { key, version, expires_at, sum, .. } = *self;
+        Item { key: Key::new(key), value, version, expires_at, sum }
+    }
+}
+
 impl<'a> Items<'a> {
     /// The next item; `Err` if the bytes are no item.
-    fn next(&mut self) -> Result<Option<(&'a [u8], Item)>, Malformed> {
+    pub(crate) fn next(&mut self) -> Result<Option<PieceItem<'a>>, Malformed> {
         if self.rest.is_empty() {
             return Ok(None);
         }
         let mut cursor = Cursor(self.rest);
-        let mut read = || {
-            let (key, value) = (cursor.bytes()?, cursor.bytes()?);
-            let (version, expires_at) = (LogIndex::new(cursor.u64()?), cursor.u64()?);
-            Some((key, Item { value: Value::Owned(value.to_vec()), version, expires_at }))
-        };
-        let item = read().ok_or(Malformed)?;
+        let item = PieceItem::read(&mut cursor).ok_or(Malformed)?;
         self.rest = cursor.0;
         Ok(Some(item))
     }
@@ -181,62 +222,146 @@ pub(crate) fn encode_base(base: LogPosition, membership: &Payload) -> Payload {
     payload(bytes)
 }
 
+/// Puts together a piece with items.
+struct PieceWriter {
+    bytes: Vec<u8>,
+}
+
+impl PieceWriter {
+    fn new(shard: ShardId, index: LogIndex, capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity);
+        bytes.push(ITEMS);
+        bytes.extend_from_slice(&shard.0.to_le_bytes());
+        bytes.extend_from_slice(&index.get().to_le_bytes());
+        Self { bytes }
+    }
+
+    fn put(&mut self, item: &PieceItem<'_>) {
+        let bytes = &mut self.bytes;
+        let mut put = |part: &[u8]| {
+            let len = u32::try_from(part.len()).expect("keys and values are bounded");
+            bytes.extend_from_slice(&len.to_le_bytes());
+            bytes.extend_from_slice(part);
+        };
+        put(item.key);
+        match item.value {
+            PieceValue::Here(value) => put(value),
+            PieceValue::Apart(len) => {
+                bytes.extend_from_slice(&APART.to_le_bytes());
+                bytes.extend_from_slice(&len.to_le_bytes());
+            }
+        }
+        bytes.extend_from_slice(&item.version.get().to_le_bytes());
+        bytes.extend_from_slice(&item.expires_at.to_le_bytes());
+        bytes.extend_from_slice(&item.sum.to_le_bytes());
+    }
+}
+
+/// A piece as it stands in the log of whoever received it: its long values are apart.
+pub(crate) fn without_long_values(
+    shard: ShardId,
+    index: LogIndex,
+    items: Items<'_>,
+) -> Result<Payload, Malformed> {
+    let mut writer = PieceWriter::new(shard, index, items.rest.len().min(64 << 10));
+    let mut items = items;
+    while let Some(mut item) = items.next()? {
+        if let PieceValue::Here(value) = item.value
+            && value.len() > SMALL_VALUE_BYTES
+        {
+            item.value = PieceValue::Apart(u32::try_from(value.len()).map_err(|_| Malformed)?);
+        }
+        writer.put(&item);
+    }
+    Ok(payload(writer.bytes))
+}
+
 /// A shard as it was at one index, on its way out.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     pub(crate) begin: Begin,
-    items: std::vec::IntoIter<(Box<[u8]>, Item)>,
+    items: VecDeque<Item>,
     digest: u64,
+    oldest_segment: Option<u64>,
+    /// Values of the next piece that were read from the disk.
+    fetched: HashMap<Place, Payload, ahash::RandomState>,
 }
 
 impl Frozen {
-    /// Takes hold of everything in `shard`. Values are shared, not copied.
+    /// Takes hold of everything in `shard`: of the index, not of the values.
     pub(crate) fn new(shard: &Shard, at: LogPosition, clock: u64) -> Self {
-        let mut items: Vec<(Box<[u8]>, Item)> =
-            shard.items().map(|(key, item)| (key.into(), item.clone())).collect();
-        if planted(Bug::CheckpointLacksExpiries) {
-            items.iter_mut().for_each(|(_, item)| item.expires_at = 0);
-        }
+        let items: VecDeque<Item> = shard.items().cloned().collect();
         let begin = Begin { shard: shard.id, at, clock, count: items.len() as u64 };
-        Self { begin, items: items.into_iter(), digest: 0 }
+        let hasher = ahash::RandomState::with_seeds(at.index.get(), 1, 2, 3);
+        let fetched = HashMap::with_hasher(hasher);
+        Self { begin, items, digest: 0, oldest_segment: shard.live().oldest(), fetched }
     }
 
-    /// The next payload: items of about `bytes_max` but at least one, then the end.
-    pub(crate) fn next(&mut self, bytes_max: usize) -> (Payload, bool) {
+    /// The oldest segment that it refers to.
+    pub(crate) const fn oldest_segment(&self) -> Option<u64> {
+        self.oldest_segment
+    }
+
+    /// What must be read before a piece of about `bytes_max` can be made.
+    pub(crate) fn wanted(&self, bytes_max: usize, cache: &Cache) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        for item in self.next_items(bytes_max) {
+            if let Some(located) = item.value.located() {
+                let place = located.place;
+                if !self.fetched.contains_key(&place) && cache.peek(place).is_none() {
+                    wanted.push(Wanted { key: item.key.bytes().into(), located });
+                }
+            }
+        }
+        wanted
+    }
+
+    /// A value that was wanted.
+    pub(crate) fn fetched(&mut self, place: Place, payload: Payload) {
+        self.fetched.insert(place, payload);
+    }
+
+    /// The next payload: items of about `bytes_max` but at least one, then the end. `None` if a
+    /// value of it is not there.
+    pub(crate) fn next(&mut self, bytes_max: usize, cache: &Cache) -> Option<(Payload, bool)> {
         let Begin { shard, at, .. } = self.begin;
-        if self.items.len() == 0 {
-            return (encode_end(shard, at.index, self.digest), true);
+        if self.items.is_empty() {
+            return Some((encode_end(shard, at.index, self.digest), true));
         }
-        let mut bytes = Vec::with_capacity(self.next_bytes(bytes_max));
-        bytes.push(ITEMS);
-        bytes.extend_from_slice(&shard.0.to_le_bytes());
-        bytes.extend_from_slice(&at.index.get().to_le_bytes());
-        for (key, item) in self.items.by_ref() {
-            self.digest = self.digest.wrapping_add(item_digest(&key, &item));
-            for part in [&key, item.value.bytes()] {
-                let len = u32::try_from(part.len()).expect("keys and values are bounded");
-                bytes.extend_from_slice(&len.to_le_bytes());
-                bytes.extend_from_slice(part);
-            }
-            bytes.extend_from_slice(&item.version.get().to_le_bytes());
-            bytes.extend_from_slice(&item.expires_at.to_le_bytes());
-            if bytes.len() >= bytes_max {
-                break;
-            }
+        let mut writer = PieceWriter::new(shard, at.index, bytes_max.min(1 << 20));
+        let count = self.next_items(bytes_max).count();
+        let mut digest = self.digest;
+        for item in self.items.iter().take(count) {
+            let key = item.key.bytes();
+            let slice;
+            let value = match &item.value {
+                Value::Memory(bytes) => bytes,
+                Value::Log(located) => {
+                    let payload = self.fetched.get(&located.place);
+                    slice = located.slice(key, payload.or_else(|| cache.peek(located.place))?)?;
+                    slice.bytes()
+                }
+            };
+            let lacks_expiries = planted(Bug::SnapshotLacksExpiries);
+            let expires_at = if lacks_expiries { 0 } else { item.expires_at };
+            let (value, version, sum) = (PieceValue::Here(value), item.version, item.sum);
+            writer.put(&PieceItem { key, value, version, expires_at, sum });
+            digest = digest.wrapping_add(item_digest(item, expires_at));
         }
-        (payload(bytes), false)
+        self.digest = digest;
+        self.items.drain(..count);
+        self.fetched.clear();
+        Some((payload(writer.bytes), false))
     }
 
-    /// Length of the next payload with items.
-    fn next_bytes(&self, bytes_max: usize) -> usize {
+    /// The items of the next piece.
+    fn next_items(&self, bytes_max: usize) -> impl Iterator<Item = &Item> {
         let mut bytes = 11;
-        for (key, item) in self.items.as_slice() {
-            bytes += 24 + key.len() + item.value.bytes().len();
-            if bytes >= bytes_max {
-                break;
-            }
-        }
-        bytes
+        self.items.iter().take_while(move |item| {
+            let before = bytes;
+            bytes += 28 + item.key.bytes().len() + item.value.len();
+            before < bytes_max.max(12)
+        })
     }
 }
 
@@ -251,24 +376,64 @@ pub(crate) struct Thawing {
 impl Thawing {
     /// `blank` is an empty shard of the number that `begin` names.
     pub(crate) fn new(begin: Begin, mut blank: Shard) -> Self {
-        blank.base = begin.at.index;
+        (blank.base, blank.base_clock) = (begin.at, begin.clock);
         Self { begin, shard: blank, digest: 0 }
     }
 
-    pub(crate) fn add(&mut self, mut items: Items<'_>) -> Result<(), Malformed> {
-        while let Some((key, item)) = items.next()? {
-            self.digest = self.digest.wrapping_add(item_digest(key, &item));
-            if self.shard.insert(key, item).is_some() {
-                return Err(Malformed);
-            }
-        }
-        Ok(())
+    pub(crate) fn add(&mut self, item: Item) -> Result<(), Malformed> {
+        self.digest = self.digest.wrapping_add(item_digest(&item, item.expires_at));
+        let fits = self.shard.takes(item.key.bytes()) && self.shard.insert(item).is_none();
+        if fits { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// What has arrived so far.
+    pub(crate) const fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
     }
 
     /// The shard, if it is what was frozen.
     pub(crate) fn finish(self, digest: u64) -> Result<Shard, Malformed> {
-        let whole = self.digest == digest && self.shard.keys() as u64 == self.begin.count;
+        let whole = self.digest == digest && self.shard.totals().keys as u64 == self.begin.count;
         if whole { Ok(self.shard) } else { Err(Malformed) }
+    }
+}
+
+/// Values of received pieces that stand in the log on their own, before the piece that names them.
+#[derive(Debug, Default)]
+pub(crate) struct Apart {
+    values: VecDeque<(Place, Payload)>,
+    bytes: usize,
+}
+
+impl Apart {
+    /// Values that stand between two pieces are at most this many bytes.
+    const BYTES_MAX: usize = 64 << 20;
+
+    pub(crate) fn push(&mut self, place: Place, payload: Payload) {
+        self.bytes += payload.len();
+        self.values.push_back((place, payload));
+        while self.bytes > Self::BYTES_MAX {
+            let Some((_, oldest)) = self.values.pop_front() else { return };
+            self.bytes -= oldest.len();
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.values.clear();
+        self.bytes = 0;
+    }
+
+    /// Where the value of a key is.
+    pub(crate) fn find(&self, shard: ShardId, item: &PieceItem<'_>, len: u32) -> Option<Value> {
+        let here = self.values.iter().find(|(_, payload)| {
+            crate::moved::Moved::parse(payload.bytes()).is_some_and(|moved| {
+                moved.shard == shard
+                    && moved.key == item.key
+                    && moved.version == item.version
+                    && moved.value.len() == len as usize
+            })
+        });
+        here.map(|&(place, _)| Value::Log(Located { place, len, arg: Located::MOVED }))
     }
 }
 
@@ -278,29 +443,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::Store;
     use crate::testing::map_of;
 
     fn blank() -> Shard {
-        Store::blank_shard(ShardId(0), &map_of(1, 1, 1, 1), &RandomState::with_seeds(1, 2, 3, 4))
+        Shard::new(ShardId(0), &map_of(1, 1, 1, 1), RandomState::with_seeds(1, 2, 3, 4))
     }
 
     fn shard_of(items: &[(Vec<u8>, Vec<u8>, u64)]) -> Shard {
         let mut shard = blank();
         for (key, value, expires_at) in items {
             let version = LogIndex::new(value.len() as u64 + 1);
-            let value = Value::Owned(value.clone());
-            shard.insert(key, Item { value, version, expires_at: *expires_at });
+            let (key, value) = (Key::new(key), Value::Memory(value.clone()));
+            shard.insert(Item { key, value, version, expires_at: *expires_at, sum: 9 });
         }
         shard
     }
 
     fn freeze(shard: &Shard, bytes_max: usize) -> Vec<Payload> {
         let at = LogPosition { term: Term::new(3), index: LogIndex::new(99) };
+        let cache = Cache::new(0, RandomState::with_seeds(1, 2, 3, 4));
         let mut frozen = Frozen::new(shard, at, 1234);
         let mut pieces = vec![frozen.begin.encode()];
         loop {
-            let (piece, done) = frozen.next(bytes_max);
+            let (piece, done) = frozen.next(bytes_max, &cache).expect("all is in memory");
             pieces.push(piece);
             if done {
                 return pieces;
@@ -314,7 +479,13 @@ mod tests {
         for piece in pieces {
             match Piece::parse(piece)? {
                 Piece::Begin(begin) => thawing = Some(Thawing::new(begin, blank())),
-                Piece::Items { items, .. } => thawing.as_mut().ok_or(Malformed)?.add(items)?,
+                Piece::Items { mut items, .. } => {
+                    let thawing = thawing.as_mut().ok_or(Malformed)?;
+                    while let Some(item) = items.next()? {
+                        let PieceValue::Here(value) = item.value else { return Err(Malformed) };
+                        thawing.add(item.with(Value::Memory(value.to_vec())))?;
+                    }
+                }
                 Piece::End { digest, .. } => return thawing.ok_or(Malformed)?.finish(digest),
                 Piece::Base { .. } => return Err(Malformed),
             }
@@ -333,8 +504,8 @@ mod tests {
             let pieces = freeze(&shard, bytes_max);
             let thawed = thaw(pieces.iter().map(Payload::bytes)).unwrap();
             prop_assert_eq!(thawed.digest(), shard.digest());
-            prop_assert_eq!((thawed.keys(), thawed.bytes()), (shard.keys(), shard.bytes()));
-            prop_assert_eq!(thawed.base, LogIndex::new(99));
+            prop_assert_eq!(thawed.totals(), shard.totals());
+            prop_assert_eq!((thawed.base.index, thawed.base_clock), (LogIndex::new(99), 1234));
         }
 
         /// One changed byte anywhere never panics, and never gives another shard's content.

@@ -2,6 +2,9 @@
 
 use coracle_raft::{GroupId, LogIndex, NodeId, Role, Term};
 
+use crate::core::Core;
+use crate::group::Group;
+
 /// Counters and levels of one core. Counters start at zero with the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CoreStats {
@@ -21,6 +24,10 @@ pub struct CoreStats {
     pub keys_expired: u64,
     /// Bytes of keys, values and indexes.
     pub memory_bytes: u64,
+    /// Bytes of the log kept in memory because their values may be read.
+    pub value_cache_bytes: u64,
+    /// Bytes of the log that hold values in use.
+    pub live_bytes: u64,
     /// From this many bytes on, commands that add data are refused.
     pub memory_budget_bytes: u64,
     /// Bytes of writes whose outcome is open.
@@ -69,6 +76,16 @@ pub struct CoreStats {
     pub ignored_messages: u64,
     /// Reading entries back from the disk failed (counter).
     pub failed_loads: u64,
+    /// Values read from the disk (counter).
+    pub values_read: u64,
+    /// Values that could not be read (counter).
+    pub failed_reads: u64,
+    /// Leaderships handed over because a value could not be read here (counter).
+    pub leaderships_shed: u64,
+    /// Bytes of values moved out of old segments (counter).
+    pub moved_bytes: u64,
+    /// Checkpoints given up (counter).
+    pub checkpoints_failed: u64,
     /// Disk batches made (counter).
     pub batches: u64,
     /// Shard snapshots made durable (counter).
@@ -106,4 +123,56 @@ pub struct GroupStatus {
     pub proposals_open: u64,
     /// Reads that wait here.
     pub reads_open: u64,
+}
+
+impl Core {
+    /// Counters and levels.
+    pub fn stats(&self) -> CoreStats {
+        let count = |f: &dyn Fn(&Group) -> u64| self.groups.iter().map(f).sum();
+        CoreStats {
+            groups: self.groups.len() as u64,
+            leaders: count(&|group| u64::from(group.leads())),
+            leaderless: count(&|group| u64::from(group.raft.leader().is_none())),
+            keys: self.keys_hosted(),
+            keys_led: self.keys_led(),
+            keys_with_expiry: count(&|group| group.store.keys_with_expiry()),
+            keys_expired: count(&|group| group.store.totals().expired),
+            memory_bytes: self.memory_bytes(),
+            value_cache_bytes: self.cache.bytes() as u64,
+            live_bytes: self.live_bytes(),
+            memory_budget_bytes: self.config.memory_budget_bytes as u64,
+            uncommitted_bytes: self.tally.inflight_bytes as u64,
+            proposals_open: count(&|group| group.pending_proposals() as u64),
+            reads_open: self.reads_open as u64,
+            forwards_open: self.forwards.len() as u64,
+            parked: self.parked.len() as u64,
+            committed: self.tally.committed,
+            applied: self.tally.applied,
+            reads_served: self.tally.reads_served,
+            lost_proposals: self.tally.lost_proposals,
+            uncertain: self.tally.uncertain,
+            failed_loads: self.tally.failed_loads,
+            ..self.counters
+        }
+    }
+
+    /// Status of one replica; `None` if there is none here.
+    pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
+        let group = &self.groups[self.place(group)?];
+        Some(GroupStatus {
+            group: group.id,
+            role: group.raft.role(),
+            term: group.raft.term(),
+            leader: group.raft.leader(),
+            commit: group.raft.commit(),
+            applied: group.applied(),
+            last: group.raft.last_index(),
+            base: group.raft.base().index,
+            keys: group.store.keys(),
+            bytes: group.store.totals().data as u64,
+            log_clock: group.store.clock(),
+            proposals_open: group.pending_proposals() as u64,
+            reads_open: group.reads.len() as u64,
+        })
+    }
 }

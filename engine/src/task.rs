@@ -1,6 +1,6 @@
 //! A command on its way: who asked, until when, and the answers that stand for "not done".
 
-use coracle_raft::{Bug, NodeId, planted};
+use coracle_raft::{Bug, NodeId, Payload, Place, planted};
 
 use crate::command::Command;
 use crate::{CoreAddr, ReadMode, Reply, Token, Via, WallMillis};
@@ -28,12 +28,15 @@ pub(crate) struct Task {
     pub(crate) hops: u8,
     /// Tick from which it is given up where that is certain to be harmless.
     pub(crate) deadline: u64,
+    /// Records that were read from the disk for it.
+    pub(crate) fetched: Vec<(Place, Payload)>,
 }
 
 impl Task {
     /// Bytes it holds while it waits.
     pub(crate) fn size_bytes(&self) -> usize {
-        size_of::<Self>() + self.command.payload.len()
+        let fetched = self.fetched.iter().map(|(_, payload)| payload.len()).sum::<usize>();
+        size_of::<Self>() + self.command.payload.len() + fetched
     }
 }
 
@@ -78,6 +81,11 @@ pub(crate) fn out_of_order() -> Reply {
 /// The command was certainly not appended: the slot's group has no leader.
 pub(crate) fn not_served() -> Reply {
     Reply::error("CLUSTERDOWN Hash slot not served")
+}
+
+/// A value that the command needs cannot be read from this node's disk. Nothing was executed.
+pub(crate) fn unreadable(why: &str) -> Reply {
+    Reply::Error(format!("UNREADABLE this replica cannot read the value: {why}"))
 }
 
 /// The command was certainly not appended: memory is used up.

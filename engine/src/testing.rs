@@ -4,6 +4,7 @@
 //! and disk batches take a number of steps drawn from a range. Links keep their order and
 //! deliver at most once; a cut link loses what is under way and both ends are told.
 
+mod events;
 mod inspect;
 mod machine;
 mod watch;
@@ -14,12 +15,13 @@ use std::ops::RangeInclusive;
 use coracle_raft::{BatchSeq, GroupId, NodeId, Record};
 
 pub use self::inspect::{Content, Levels};
-use self::machine::Machine;
+use self::machine::{Machine, Written};
 pub use self::watch::Watch;
 use crate::command::decode;
 use crate::{
-    ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, Load, NodeInfo,
-    PeerMessage, ReadMode, Recovery, Reply, Request, Token, Via, WallMillis,
+    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, Load,
+    NodeInfo, PeerMessage, ReadMode, ReadValue, Recovery, Reply, Request, ScanSegment, Token, Via,
+    WallMillis,
 };
 
 /// Disk batches of one core that may be under way at once, as with the real log.
@@ -87,8 +89,11 @@ pub const fn addr(node: u32, core: u16) -> CoreAddr {
 
 enum Event {
     Message { from: CoreAddr, to: CoreAddr, link: u64, message: PeerMessage },
-    Written { addr: CoreAddr, life: u64, batch: BatchSeq, records: Vec<Record> },
+    Written { addr: CoreAddr, life: u64, batch: BatchSeq, records: Vec<Written> },
     Loaded { addr: CoreAddr, life: u64, load: Load },
+    Read { addr: CoreAddr, life: u64, read: ReadValue },
+    Scanned { addr: CoreAddr, life: u64, scan: ScanSegment },
+    Checkpoint { addr: CoreAddr, life: u64, work: CheckpointWork },
 }
 
 /// The cluster.
@@ -184,17 +189,51 @@ impl Cluster {
 
     /// What is durable on a core's disk and not released.
     pub fn disk(&self, at: CoreAddr) -> impl Iterator<Item = &Record> {
-        self.machines[&at].disk.iter().map(|(_, record)| record)
+        self.machines[&at].disk.iter().map(|written| &written.record)
     }
 
-    /// Lets every core write a part of its checkpoint.
-    pub fn checkpoint(&mut self, bytes_budget: usize) {
-        for machine in self.machines.values_mut() {
-            if let Some(core) = &mut machine.core {
-                core.checkpoint_step(bytes_budget);
-            }
+    /// A core's checkpoint files, the oldest first.
+    pub fn files(&self, at: CoreAddr) -> impl Iterator<Item = (u64, &[Vec<u8>])> {
+        self.machines[&at].files.iter().map(|(&number, sections)| (number, &sections[..]))
+    }
+
+    /// Takes away the newest checkpoint file of every core of a node that is down.
+    pub fn lose_newest_checkpoint(&mut self, node: u32) {
+        for core in 0..self.options.cores {
+            let machine = self.machines.get_mut(&addr(node, core)).expect("a node of this cluster");
+            assert!(machine.core.is_none(), "the node is down");
+            machine.files.pop_last();
         }
-        self.outbox.extend(self.machines.keys());
+    }
+
+    /// Damages every record on a core's disk that holds these bytes.
+    pub fn damage_values(&mut self, at: CoreAddr, bytes: &[u8]) {
+        let machine = self.machines.get_mut(&at).expect("an address of this cluster");
+        machine.damage_values(bytes);
+    }
+
+    /// The segments that a core's log keeps for their values, and the one that is written.
+    pub fn segments(&self, at: CoreAddr) -> (std::ops::Range<u64>, u64) {
+        let machine = &self.machines[&at];
+        (machine.values_from..machine.segment(), machine.segment())
+    }
+
+    /// Lets every core write a part of its checkpoint and move values out of old segments.
+    pub fn checkpoint(&mut self, bytes_budget: usize) {
+        for at in self.map.cores().collect::<Vec<_>>() {
+            self.checkpoint_on(at, bytes_budget);
+        }
+    }
+
+    /// As [`Cluster::checkpoint`], for one core, if it runs.
+    pub fn checkpoint_on(&mut self, at: CoreAddr, bytes_budget: usize) {
+        let machine = self.machines.get_mut(&at).expect("an address of this cluster");
+        let before = machine.segment();
+        if let Some(core) = &mut machine.core {
+            core.checkpoint_step(bytes_budget);
+            core.gc_step(before, bytes_budget);
+            self.outbox.push_back(at);
+        }
     }
 
     /// Starts a node from its disks.
@@ -207,10 +246,13 @@ impl Cluster {
             (self.configure)(&mut config);
             let mut recovery = Recovery::new(self.map.clone(), at);
             let machine = self.machines.get_mut(&at).expect("an address of this cluster");
-            for (batch, record) in &mut machine.disk {
+            for (&number, sections) in &machine.files {
+                sections.iter().for_each(|section| recovery.section(number, section));
+            }
+            for Written { batch, place, record } in &mut machine.disk {
                 // Batches of an earlier life come before all of this one.
                 *batch = BatchSeq::default();
-                recovery.record(record.clone());
+                recovery.record(*place, record.clone());
             }
             assert_eq!(recovery.damaged(), BTreeMap::new(), "{at} wrote what does not add up");
             assert_eq!(recovery.ignored(), 0, "{at} wrote records it does not understand");
@@ -231,6 +273,7 @@ impl Cluster {
         for at in &gone {
             let machine = self.machines.get_mut(at).expect("an address of this cluster");
             let ran = machine.core.take().is_some();
+            machine.stop();
             if let Some(watch) = self.watch.as_mut().filter(|_| ran) {
                 watch.stopped(*at);
             }
@@ -382,7 +425,10 @@ impl Cluster {
                 let live = cluster.machines.values().filter_map(|m| m.core.as_ref());
                 let mut seen = live.filter_map(|core| core.group_status(id));
                 let Some(first) = seen.next() else { return true };
-                first.applied == first.last
+                let mut live = cluster.machines.values().filter_map(|m| m.core.as_ref());
+                // Nowhere does a command wait for a value.
+                live.all(|core| core.group_status(id).is_none() || core.content(id).is_some())
+                    && first.applied == first.last
                     && seen.all(|other| other.applied == first.applied && other.last == first.last)
             })
         };
@@ -422,49 +468,6 @@ impl Cluster {
         }
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Message { from, to, link, message } => {
-                if self.link(from, to) == link {
-                    self.give(to, Input::Peer { from, message });
-                }
-            }
-            Event::Written { addr, life, batch, records } => {
-                let machine = self.machines.get_mut(&addr).expect("an address of this cluster");
-                if machine.life == life && machine.core.is_some() {
-                    machine.stalled.push_back((batch, records));
-                    self.complete_writes(addr);
-                }
-            }
-            Event::Loaded { addr, life, load } => {
-                let machine = &self.machines[&addr];
-                if machine.life == life {
-                    let (group, first) = (load.group, load.first);
-                    let entries = machine.read(load);
-                    self.give(addr, Input::EntriesLoaded { group, first, entries });
-                }
-            }
-        }
-    }
-
-    fn complete_writes(&mut self, at: CoreAddr) {
-        loop {
-            let machine = self.machines.get_mut(&at).expect("an address of this cluster");
-            if machine.frozen_disk {
-                return;
-            }
-            let Some((batch, records)) = machine.stalled.pop_front() else { return };
-            machine.writing -= 1;
-            if let Some(watch) = &mut self.watch {
-                watch.durable(at, &records);
-            }
-            if self.options.keep_disk {
-                machine.write(batch, records);
-            }
-            self.give(at, Input::Persisted(batch));
-        }
-    }
-
     fn give(&mut self, to: CoreAddr, input: Input) {
         let machine = self.machines.get_mut(&to).expect("an address of this cluster");
         if let Some(core) = &mut machine.core {
@@ -499,6 +502,9 @@ impl Cluster {
         if !effects.records.is_empty() {
             machine.writing += 1;
             let (batch, records) = (effects.batch, std::mem::take(&mut effects.records));
+            let records = machine.place(batch, records);
+            let places = records.iter().map(|written| written.place).collect();
+            self.give(at, Input::Placed { batch, places });
             let event = Event::Written { addr: at, life, batch, records };
             self.schedule((at, at), self.options.disk_steps.clone(), event);
         }
@@ -513,6 +519,20 @@ impl Cluster {
         for load in effects.loads.drain(..) {
             let event = Event::Loaded { addr: at, life, load };
             self.schedule((at, at), self.options.disk_steps.clone(), event);
+        }
+        let disk = self.options.disk_steps.clone();
+        for read in effects.reads.drain(..) {
+            self.schedule((at, at), disk.clone(), Event::Read { addr: at, life, read });
+        }
+        if let Some(scan) = effects.scan.take() {
+            self.schedule((at, at), disk.clone(), Event::Scanned { addr: at, life, scan });
+        }
+        for work in effects.checkpoint.drain(..) {
+            self.schedule((at, at), disk.clone(), Event::Checkpoint { addr: at, life, work });
+        }
+        if let Some(from) = effects.values_from.take() {
+            let machine = self.machines.get_mut(&at).expect("an address of this cluster");
+            machine.release_values(from);
         }
         for (group, batch) in effects.released.drain(..) {
             let machine = self.machines.get_mut(&at).expect("an address of this cluster");

@@ -24,11 +24,14 @@ pub(super) struct File {
     pub(super) maxclients: Option<u32>,
     pub(super) timeout: Option<u32>,
     pub(super) maxmemory: Option<ByteSize>,
+    pub(super) value_cache: Option<ByteSize>,
     pub(super) prefault: Option<ByteSize>,
     pub(super) log: Option<String>,
     pub(super) log_format: Option<LogFormat>,
     #[serde(default)]
     pub(super) wal: FileWal,
+    #[serde(default)]
+    pub(super) checkpoint: FileCheckpoint,
     #[serde(default)]
     pub(super) raft: FileRaft,
     pub(super) nodes: Option<Vec<FileNode>>,
@@ -41,6 +44,14 @@ pub(super) struct FileWal {
     pub(super) segment_size: Option<ByteSize>,
     pub(super) direct_io: Option<bool>,
     pub(super) max_size: Option<ByteSize>,
+}
+
+/// Table `[checkpoint]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileCheckpoint {
+    pub(super) bytes: Option<ByteSize>,
+    pub(super) period: Option<u32>,
 }
 
 /// Table `[raft]`.
@@ -133,6 +144,7 @@ mod tests {
         let cases: &[(&str, &str, &str)] = &[
             ("id = 1\ndat_dir = \"x\"\n", "line 2", "did you mean `data_dir`?"),
             ("[wal]\nsegmentsize = 1\n", "line 2", "did you mean `segment_size`?"),
+            ("[checkpoint]\nperiods = 9\n", "line 2", "did you mean `period`?"),
             ("[raft]\ntick = 25\n", "line 2", "did you mean `tick_ms`?"),
         ];
         for &(text, line, fix) in cases {

@@ -60,9 +60,13 @@ pub(crate) struct Flags {
     /// Seconds after which an idle client is closed; 0: never
     #[arg(long, env = "CORACLE_TIMEOUT", value_name = "SECONDS")]
     pub(super) timeout: Option<u32>,
-    /// Memory budget of the node, for example 4GiB
+    /// Memory budget of the node for keys and the value cache, for example 4GiB
     #[arg(long, env = "CORACLE_MAXMEMORY", value_name = "SIZE")]
     pub(super) maxmemory: Option<ByteSize>,
+    /// Part of the memory budget for values written or read lately; other values are read from the
+    /// log [default: a quarter of maxmemory, at most 64MiB per core]
+    #[arg(long, env = "CORACLE_VALUE_CACHE", value_name = "SIZE")]
+    pub(super) value_cache: Option<ByteSize>,
     /// Memory to touch before serving, so that first writes do not wait for the system to hand it
     /// out; 0 for none
     #[arg(long, env = "CORACLE_PREFAULT", value_name = "SIZE")]
@@ -79,9 +83,17 @@ pub(crate) struct Flags {
     /// Whether the log bypasses the page cache
     #[arg(long, env = "CORACLE_WAL_DIRECT_IO", value_name = "BOOL")]
     pub(super) wal_direct_io: Option<bool>,
-    /// Size near which the log of each core is kept, at least four segments
+    /// Size near which the log of each core is kept, at least four segments; more if the values in
+    /// use need it
     #[arg(long, env = "CORACLE_WAL_MAX_SIZE", value_name = "SIZE")]
     pub(super) wal_max_size: Option<ByteSize>,
+    /// Bytes appended to the log of a core between two checkpoints of its index; more if the index
+    /// is large [default: 512MiB]
+    #[arg(long, env = "CORACLE_CHECKPOINT_BYTES", value_name = "SIZE")]
+    pub(super) checkpoint_bytes: Option<ByteSize>,
+    /// Longest time in seconds between two checkpoints if anything is written [default: 300]
+    #[arg(long, env = "CORACLE_CHECKPOINT_PERIOD", value_name = "SECONDS")]
+    pub(super) checkpoint_period: Option<u32>,
     /// Length of a tick in milliseconds
     #[arg(long, env = "CORACLE_RAFT_TICK_MS", value_name = "MS")]
     pub(super) raft_tick_ms: Option<u32>,

@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coracle_engine::{ClusterMap, NodeInfo};
 use coracle_raft::NodeId;
 
 use super::file::{File, FileNode};
 use super::{
-    ByteSize, Config, Flags, LogFormat, Origin, RaftConfig, Setting, WalConfig, in_range,
-    read_password,
+    ByteSize, CheckpointConfig, Config, Flags, LogFormat, Origin, RaftConfig, Setting, WalConfig,
+    in_range, read_password,
 };
 use crate::fatal::Fatal;
 use crate::password::Password;
@@ -129,6 +130,9 @@ pub(super) fn resolve(
         r.pick("timeout", "timeout", flags.timeout, file.timeout, Some(0), u32::to_string)?;
     let budget = Some(ByteSize((1 << 30) * cpus.len() as u64));
     let memory = r.pick("maxmemory", "maxmemory", flags.maxmemory, file.maxmemory, budget, size)?;
+    let cache = Some(ByteSize((memory.0 / 4).min((64 << 20) * cpus.len() as u64)));
+    let flag = flags.value_cache;
+    let cache = r.pick("value_cache", "value_cache", flag, file.value_cache, cache, size)?;
     let none = Some(ByteSize(0));
     let prefault = r.pick("prefault", "prefault", flags.prefault, file.prefault, none, size)?;
     let log = r.pick("log", "log", flags.log, file.log, Some("info".to_owned()), text)?;
@@ -171,6 +175,26 @@ pub(super) fn resolve(
             )?
             .0,
     };
+    let checkpoint = CheckpointConfig {
+        bytes: r
+            .pick(
+                "checkpoint.bytes",
+                "checkpoint_bytes",
+                flags.checkpoint_bytes,
+                file.checkpoint.bytes,
+                Some(ByteSize(512 << 20)),
+                size,
+            )?
+            .0,
+        period: Duration::from_secs(u64::from(r.pick(
+            "checkpoint.period",
+            "checkpoint_period",
+            flags.checkpoint_period,
+            file.checkpoint.period,
+            Some(300),
+            u32::to_string,
+        )?)),
+    };
     let raft = RaftConfig {
         tick_ms: r.pick(
             "raft.tick_ms",
@@ -212,10 +236,12 @@ pub(super) fn resolve(
         maxclients,
         timeout_seconds: timeout,
         maxmemory_bytes: memory.0,
+        value_cache_bytes: cache.0,
         prefault_bytes: prefault.0,
         log,
         log_format,
         wal,
+        checkpoint,
         raft,
         settings: r.settings,
     };

@@ -59,6 +59,9 @@ fn validation_names_the_value_and_the_limits() {
         ("[wal]\nsegment_size = 67108865", &["67108865B", "4096"]),
         ("[wal]\nsegment_size = \"2GiB\"", &["it is 2GiB", "10MiB to 1GiB"]),
         ("[wal]\nsegment_size = \"64MiB\"\nmax_size = \"128MiB\"", &["134217728", "268435456"]),
+        ("maxmemory = \"1GiB\"\nvalue_cache = \"513MiB\"", &["537919488", "0 to 536870912"]),
+        ("[checkpoint]\nbytes = 1000", &["1000", "1048576"]),
+        ("[checkpoint]\nperiod = 0", &["it is 0", "1 to 86400"]),
         ("[raft]\nelection_ticks = 10\nheartbeat_ticks = 5", &["it is 5", "1 to 4"]),
         ("[raft]\ntick_ms = 1", &["it is 1", "5 to 1000"]),
     ];
@@ -67,6 +70,24 @@ fn validation_names_the_value_and_the_limits() {
         for needle in needles {
             assert!(text.contains(needle), "{extra}: {text}");
         }
+    }
+}
+
+/// A quarter of the budget, or 64 MiB for each core if that is less.
+#[test]
+fn the_value_cache_is_a_part_of_the_budget() {
+    let cases = [
+        ("", 64),
+        ("cores = [0, 1]", 128),
+        ("maxmemory = \"100MiB\"", 25),
+        ("value_cache = 0", 0),
+        ("maxmemory = \"100MiB\"\nvalue_cache = \"50MiB\"", 50),
+    ];
+    for (extra, mebibytes) in cases {
+        let config = minimal(extra).expect(extra);
+        assert_eq!(config.value_cache_bytes, mebibytes << 20, "{extra}");
+        let cores = u64::from(config.map.core_count());
+        assert_eq!(config.value_cache_per_core_bytes() * cores, mebibytes << 20, "{extra}");
     }
 }
 

@@ -120,7 +120,7 @@ impl HotLoop {
                 self.event(event, now)?;
             }
             self.take_mail();
-            self.storage.background_done(&mut self.ring)?;
+            self.storage.background_done(&mut self.ring, &mut self.core)?;
             self.book_saved()?;
             let instant = Instant::now();
             if instant >= next_tick {
@@ -178,9 +178,10 @@ impl HotLoop {
                 if let Some(batch) = self.storage.written(key, result, buf)? {
                     self.core.handle(Input::Persisted(batch));
                 }
+                self.storage.retry_reads(&mut self.ring, &mut self.core);
             }
             Event::Read { key, result, buf } => {
-                if let Some(input) = self.storage.read_done(key, result, buf) {
+                if let Some(input) = self.storage.read_done(key, result, buf, &mut self.ring) {
                     self.core.handle(input);
                 }
             }
@@ -199,17 +200,8 @@ impl HotLoop {
         let drain = if self.storage.may_seal(Instant::now()) { Drain::All } else { Drain::Urgent };
         let mut effects = std::mem::take(&mut self.effects);
         self.core.drain(drain, &mut effects);
-        if !effects.records.is_empty() {
-            self.storage.append(effects.batch, &effects.records);
-            effects.records.clear();
-        }
-        self.storage.release(&effects.released);
-        effects.released.clear();
+        self.storage.execute(&mut effects, &mut self.core);
         self.storage.submit(&mut self.ring);
-        let budget = self.storage.take_checkpoint_budget();
-        if budget > 0 {
-            self.core.checkpoint_step(budget);
-        }
         for (to, message) in effects.sends.drain(..) {
             if to.node == self.me.node {
                 self.siblings.push(self.me, to, message);
@@ -220,12 +212,9 @@ impl HotLoop {
         for (token, reply) in effects.replies.drain(..) {
             self.clients.reply(token, reply);
         }
-        for load in effects.loads.drain(..) {
-            if let Some(input) = self.storage.load(load, &mut self.ring) {
-                self.core.handle(input);
-            }
-        }
+        self.storage.read(&mut effects, &mut self.ring, &mut self.core);
         self.effects = effects;
+        self.storage.upkeep(&mut self.core);
         self.flush_links();
         self.with_clients(now, |clients, ring, context| clients.flush(ring, context));
         self.again |= self.siblings.flush(self.me);
@@ -282,12 +271,13 @@ impl HotLoop {
                 }
             }
         }
-        self.storage.tick(&mut self.ring, self.core.memory_bytes());
+        self.storage.tick(&mut self.ring, &mut self.core);
         self.with_clients(now, |clients, ring, context| clients.tick(ring, context));
         if self.shared.stop().phase() == Phase::Resigning {
             self.resign();
         }
-        self.shared.publish(self.me.core, &self.core, self.clients.open());
+        let (clients, disk) = (self.clients.open(), self.storage.disk_use());
+        self.shared.publish(self.me.core, &self.core, clients, disk);
     }
 
     fn accepted(&mut self, kind: Kind, fd: std::os::fd::OwnedFd, now: WallMillis) {

@@ -7,12 +7,15 @@ use coracle_engine::{CoreId, CoreStats, Reply, Via};
 use super::cluster_view;
 use super::node_commands::{REDIS_VERSION, View};
 use super::session::Session;
+use super::storage::DiskUse;
 
 /// Numbers of a node, gathered when they are shown.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeStats {
     /// What each core published last, by core number.
     pub(crate) cores: Vec<CoreStats>,
+    /// What the log of each core takes of the disk, by core number.
+    pub(super) disks: Vec<DiskUse>,
     /// Open client connections.
     pub(crate) clients: u64,
     /// Log lines dropped because the sink was too slow.
@@ -73,6 +76,11 @@ impl NodeStats {
         self.cores.iter().map(number).sum()
     }
 
+    /// Bytes of the logs.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.log_bytes).sum()
+    }
+
     /// Different numbers on every core, for tests.
     #[cfg(test)]
     pub(super) fn sample(cores: u16) -> Self {
@@ -83,9 +91,16 @@ impl NodeStats {
             keys_expired: 5 * n,
             memory_bytes: 1000 * n,
             commands: 7 * n,
+            live_bytes: 50 * n,
             ..CoreStats::default()
         };
-        Self { cores: (1..=u64::from(cores)).map(core).collect(), clients: 3, ..Self::default() }
+        let disk = |n| DiskUse { log_bytes: 400 * n, checkpoint_bytes: 20 * n };
+        Self {
+            cores: (1..=u64::from(cores)).map(core).collect(),
+            disks: (1..=u64::from(cores)).map(disk).collect(),
+            clients: 3,
+            ..Self::default()
+        }
     }
 }
 
@@ -190,10 +205,12 @@ fn memory(w: &mut Writer<'_>) {
     w.line("maxmemory_human", mebibytes(limit));
     w.line("maxmemory_policy", "noeviction");
     w.sum("coracle_uncommitted_bytes", |core| core.uncommitted_bytes);
+    w.sum("coracle_value_cache_bytes", |core| core.value_cache_bytes);
 }
 
 /// Serving begins after recovery, so nothing is ever loading here.
 fn persistence(w: &mut Writer<'_>) {
+    let checkpoint_bytes: u64 = w.stats.disks.iter().map(|disk| disk.checkpoint_bytes).sum();
     w.line("loading", 0);
     w.line("async_loading", 0);
     w.line("rdb_bgsave_in_progress", 0);
@@ -203,6 +220,11 @@ fn persistence(w: &mut Writer<'_>) {
     w.line("aof_last_write_status", "ok");
     w.sum("coracle_log_batches", |core| core.batches);
     w.sum("coracle_checkpoints", |core| core.checkpoints);
+    w.sum("coracle_checkpoints_failed", |core| core.checkpoints_failed);
+    w.line("coracle_checkpoint_bytes", checkpoint_bytes);
+    w.line("coracle_log_bytes", w.stats.log_bytes());
+    w.sum("coracle_log_live_bytes", |core| core.live_bytes);
+    w.sum("coracle_log_moved_bytes", |core| core.moved_bytes);
 }
 
 fn stats(w: &mut Writer<'_>) {
@@ -223,6 +245,8 @@ fn stats(w: &mut Writer<'_>) {
     w.sum("coracle_lost_proposals", |core| core.lost_proposals);
     w.sum("coracle_ignored_messages", |core| core.ignored_messages);
     w.sum("coracle_failed_loads", |core| core.failed_loads);
+    w.sum("coracle_values_read", |core| core.values_read);
+    w.sum("coracle_failed_reads", |core| core.failed_reads);
 }
 
 /// Clients want a master; every endpoint is one for the slots it leads.
@@ -311,6 +335,9 @@ mod tests {
             "used_memory:3000",
             "total_commands_processed:21",
             "expired_keys:15",
+            "coracle_log_bytes:1200",
+            "coracle_log_live_bytes:150",
+            "coracle_checkpoint_bytes:60",
         ] {
             assert!(all.lines().any(|l| l == line), "{line} in {all}");
         }

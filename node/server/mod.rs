@@ -17,6 +17,7 @@ mod mailbox;
 mod node_commands;
 mod pace;
 mod peers;
+mod recover;
 mod segments;
 mod session;
 mod shared;

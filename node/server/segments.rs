@@ -118,7 +118,7 @@ mod tests {
             groups_max: 16,
             ..Options::default()
         };
-        let (wal, _) = recover(disk.clone(), options, &mut |_| {}).expect("an empty log");
+        let (wal, _) = recover(disk.clone(), options, &mut |_, _| {}).expect("an empty log");
         (disk, wal)
     }
 

@@ -12,13 +12,14 @@ use tracing_appender::non_blocking::ErrorCounter;
 use super::backoff::Backoff;
 use super::info::{NodeStats, ProcessUse};
 use super::stop::Stop;
+use super::storage::DiskUse;
 use super::surveys::Surveys;
 use super::wall;
 use crate::config::Config;
 
 /// One core's published numbers.
 struct Published {
-    stats: Mutex<CoreStats>,
+    stats: Mutex<(CoreStats, DiskUse)>,
     clients: AtomicUsize,
 }
 
@@ -39,10 +40,8 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: Config, cluster_id: u128, log_drops: ErrorCounter) -> Self {
         let map = config.map.clone();
-        let cores = (0..map.core_count()).map(|_| Published {
-            stats: Mutex::new(CoreStats::default()),
-            clients: AtomicUsize::new(0),
-        });
+        let cores = (0..map.core_count())
+            .map(|_| Published { stats: Mutex::default(), clients: AtomicUsize::new(0) });
         Self {
             cores: cores.collect(),
             config,
@@ -91,16 +90,18 @@ impl Shared {
     }
 
     /// Publishes a core's numbers; called once per tick.
-    pub(super) fn publish(&self, id: CoreId, core: &Core, clients: usize) {
+    pub(super) fn publish(&self, id: CoreId, core: &Core, clients: usize, disk: DiskUse) {
         let published = &self.cores[usize::from(id.0)];
         published.clients.store(clients, Ordering::Relaxed);
-        *lock(&published.stats) = core.stats();
+        *lock(&published.stats) = (core.stats(), disk);
     }
 
     /// Numbers of the node, as its cores published them last.
     pub(super) fn stats(&self) -> NodeStats {
+        let (cores, disks) = self.cores.iter().map(|core| *lock(&core.stats)).unzip();
         NodeStats {
-            cores: self.cores.iter().map(|core| *lock(&core.stats)).collect(),
+            cores,
+            disks,
             clients: self.clients() as u64,
             dropped_log_lines: self.log_drops.dropped_lines() as u64,
             process: ProcessUse::now(),

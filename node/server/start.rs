@@ -6,9 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Core, CoreAddr, CoreConfig, CoreId, Effects, Recovery};
+use coracle_engine::{CoreAddr, CoreConfig, CoreId, Effects};
 use coracle_ring::{ListenerId, Ring, RingConfig};
-use coracle_wal::{RealDisk, RecoveryReport};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -22,17 +21,15 @@ use super::hot_loop::{HotLoop, Siblings};
 use super::keys::{Kind, key};
 use super::mailbox::Mailbox;
 use super::peers::OutLinks;
+use super::recover::recover;
 use super::shared::Shared;
 use super::stop::{Leaving, Phase, RESIGN_MAX};
-use super::storage::{Storage, storage_error};
+use super::storage::{Storage, Workers};
 use crate::config::Config;
 use crate::data_dir::{DataDir, PeersFile, Starts};
 use crate::fatal::{Exit, Fatal};
 use crate::preflight::{PORTS_MAX, explain_bind, retry_in_use};
 
-/// Log writes in flight per core: four instead of two gave 6 % more writes/s at saturation
-/// (docs/benchmarks.md).
-const WRITES_IN_FLIGHT: usize = 4;
 /// Receive window of peer links. A window that closes while a core is in a long turn costs probe
 /// timers of up to 200 ms.
 const PEER_WINDOW_BYTES: usize = 4 << 20;
@@ -190,12 +187,16 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
 
     let config = shared.config();
     prefault(config.prefault_bytes / u64::from(shared.map().core_count()));
-    let (wal, recovery) = recover(&shared, me, &wal_dir)?;
-    let waker = ring.waker();
-    let background = Background::start(me.core.0, cpu, move || waker.wake())
-        .map_err(|error| Fatal::failed("cannot start background work", error.to_string(), ""))?;
-    let storage = Storage::new(wal, background, config.wal.bytes_max)?;
-    let core = Core::new(core_config(&shared, me), recovery);
+    let (core, wal, newest) = recover(&shared, me, &wal_dir)?;
+    let no_workers =
+        |error: anyhow::Error| Fatal::failed("cannot start background work", error.to_string(), "");
+    let (first, second) = (ring.waker(), ring.waker());
+    let workers = Workers {
+        segments: Background::start(me.core.0, cpu, move || first.wake()).map_err(no_workers)?,
+        checkpoints: Background::start(me.core.0, cpu, move || second.wake())
+            .map_err(no_workers)?,
+    };
+    let storage = Storage::new(wal, newest, workers, (config.wal, config.checkpoint))?;
     let out_links = OutLinks::new(me, shared.map(), shared.cluster_id()).map_err(|error| {
         let fix = "correct `host` of that node in [[nodes]] (--node), or the name service";
         Fatal::failed("cannot find the peers", format!("{error:#}"), fix)
@@ -234,67 +235,14 @@ fn prefault(bytes: u64) {
     drop(std::hint::black_box(blocks));
 }
 
-type Wal = coracle_wal::Wal<RealDisk>;
-
-fn recover(
-    shared: &Shared,
-    me: CoreAddr,
-    wal_dir: &std::path::Path,
-) -> Result<(Wal, Recovery), Fatal> {
-    let config = shared.config();
-    let disk = RealDisk::open(wal_dir, config.wal.direct_io).map_err(storage_error)?;
-    let identity = coracle_wal::Identity {
-        cluster: shared.cluster_id(),
-        node: me.node,
-        core: u32::from(me.core.0),
-    };
-    let options =
-        coracle_wal::Options { inflight_max: WRITES_IN_FLIGHT, ..config.wal.options(identity) };
-    let mut recovery = Recovery::new(shared.map().clone(), me);
-    let (wal, report) = coracle_wal::recover(disk, options, &mut |record| recovery.record(record))
-        .map_err(storage_error)?;
-    log_recovery(me, &report);
-    for group in shared.map().groups_on(me) {
-        if report.is_damaged(group) {
-            recovery.mark_damaged(group, "its part of the log is damaged");
-        }
-    }
-    let damaged = recovery.damaged();
-    for (group, why) in &damaged {
-        tracing::error!(
-            target: "wal", core = me.core.0, %group, why,
-            "this replica takes no part until it is repaired"
-        );
-    }
-    if !damaged.is_empty() && shared.map().nodes().len() == 1 {
-        return Err(Fatal::new(
-            Exit::DataDamaged,
-            "the log is damaged, and no other replica has its content",
-            format!(
-                "{} groups are affected; see the log lines for files and offsets",
-                damaged.len()
-            ),
-            "restore the data directory from a backup",
-        ));
-    }
-    Ok((wal, recovery))
-}
-
-fn log_recovery(me: CoreAddr, report: &RecoveryReport) {
-    tracing::info!(target: "wal", core = me.core.0, "recovered: {report:?}");
-    for (group, damages) in &report.damaged {
-        for damage in damages {
-            tracing::error!(target: "wal", core = me.core.0, %group, "damaged: {damage}");
-        }
-    }
-}
-
-fn core_config(shared: &Shared, me: CoreAddr) -> CoreConfig {
+pub(super) fn core_config(shared: &Shared, me: CoreAddr) -> CoreConfig {
     let config = shared.config();
     CoreConfig {
         election_timeout_ticks: config.raft.election_ticks,
         heartbeat_ticks: config.raft.heartbeat_ticks,
         memory_budget_bytes: usize::try_from(config.memory_per_core_bytes()).unwrap_or(usize::MAX),
+        value_cache_bytes_max: usize::try_from(config.value_cache_per_core_bytes())
+            .unwrap_or(usize::MAX),
         seed: seed(),
         ..CoreConfig::new(me, shared.map().clone())
     }

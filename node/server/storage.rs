@@ -1,21 +1,34 @@
-//! The log of one core on the real disk: batches go to the ring, segments are prepared in the
-//! background, entries are read back.
+//! The log of one core on the real disk: batches go to the ring, segments are prepared and
+//! checkpoints written in the background, entries and values are read back.
 //!
-//! Not here: the format and what is durable (`wal`).
+//! Not here: the format and what is durable (`wal`), what is in a checkpoint (`engine`).
+
+mod checkpoint;
+mod keys;
+mod upkeep;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Input, Load};
-use coracle_raft::{BatchSeq, GroupId, Record};
+use coracle_engine::{Core, Effects, Input, Load};
+use coracle_raft::{BatchSeq, Place, Record};
 use coracle_ring::{AlignedBuf, Event, FileId, Ring};
 use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
 
 use super::background::Background;
 use super::segments::Segments;
+use crate::config::{CheckpointConfig, WalConfig};
 use crate::fatal::{Exit, Fatal};
+
+pub(super) use checkpoint::{CheckpointDone, Newest};
+
+use checkpoint::CheckpointFiles;
+use keys::{Read, key, split};
+use upkeep::{Levels, Upkeep};
+use values::{Log, Values};
 
 /// Once a batch is sealed, the next one gathers for this long: at moderate rates the cost is per
 /// batch (two exits to the hypervisor or two device commands each), not per byte. A write that
@@ -35,66 +48,66 @@ struct OpenLoad {
     failed: Option<io::Error>,
 }
 
+/// The ring's handles on segments.
+type Files = BTreeMap<SegmentId, FileId>;
+
 /// The log of one core and everything it has under way.
 pub(super) struct Storage {
     wal: Wal<RealDisk>,
     segments: Segments<RealDisk>,
-    files: BTreeMap<SegmentId, FileId>,
+    files: Files,
     loads: BTreeMap<u64, OpenLoad>,
     next_load: u64,
+    values: Values,
+    checkpoints: CheckpointFiles<RealDisk>,
+    upkeep: Upkeep,
     sealed_at: Instant,
     idle: bool,
-    checkpoint: Checkpoint,
 }
 
-/// How fast checkpoints are written, and which part of the log they make superfluous.
-struct Checkpoint {
-    /// The log is kept near this size, or near eight times the data if that is more.
-    log_bytes_target: u64,
-    /// The log is large enough for checkpoints to be worth their writes.
-    due: bool,
-    /// Bytes of checkpoint owed for each byte appended.
-    ratio: f64,
-    owed_bytes: f64,
+/// Where a log does its slow work.
+pub(super) struct Workers {
+    /// Segments are prepared here.
+    pub(super) segments: Background<SegmentDone<File>>,
+    /// Checkpoints are written here: the log must not wait for them.
+    pub(super) checkpoints: Background<CheckpointDone<RealDisk>>,
 }
 
-impl Checkpoint {
-    /// A cycle over all data takes as long as this part of the log takes to be appended.
-    const CYCLE_DIVISOR: u64 = 2;
-    /// Less than this is not worth a step.
-    const STEP_BYTES_MIN: f64 = 65_536.0;
-
-    fn update(&mut self, log_bytes: u64, data_bytes: u64) {
-        let target = self.log_bytes_target.max(8 * data_bytes);
-        self.due = log_bytes > target / 2;
-        self.ratio = data_bytes as f64 / (target / Self::CYCLE_DIVISOR) as f64;
-        if !self.due {
-            self.owed_bytes = 0.0;
-        }
-    }
+/// Bytes on the disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DiskUse {
+    /// Segments in use, made ahead and not yet used again.
+    pub(super) log_bytes: u64,
+    /// The newest checkpoint.
+    pub(super) checkpoint_bytes: u64,
 }
 
 impl Storage {
-    /// Takes over a recovered log; prepares its first segment if none is ready.
+    /// Takes over a recovered log, and its newest checkpoint; prepares its first segment if none is
+    /// ready.
     pub(super) fn new(
         mut wal: Wal<RealDisk>,
-        background: Background<SegmentDone<File>>,
-        log_bytes_target: u64,
+        newest: Option<Newest>,
+        workers: Workers,
+        (log, checkpoint): (WalConfig, CheckpointConfig),
     ) -> Result<Self, Fatal> {
         while !wal.can_seal() {
             let Some(task) = wal.wanted_segments().pop() else { break };
             let done = task.run(wal.disk());
             wal.segment_ready(done).map_err(storage_error)?;
         }
+        let (disk, identity, now) = (wal.disk().clone(), wal.options().identity, Instant::now());
         Ok(Self {
             wal,
-            segments: Segments::new(background),
+            segments: Segments::new(workers.segments),
             files: BTreeMap::new(),
             loads: BTreeMap::new(),
             next_load: 0,
-            sealed_at: Instant::now(),
+            values: Values::default(),
+            checkpoints: CheckpointFiles::new(disk, identity, workers.checkpoints, newest),
+            upkeep: Upkeep::new(checkpoint, log.bytes_max, now),
+            sealed_at: now,
             idle: true,
-            checkpoint: Checkpoint { log_bytes_target, due: false, ratio: 0.0, owed_bytes: 0.0 },
         })
     }
 
@@ -109,29 +122,53 @@ impl Storage {
         self.wal.can_seal().then(|| self.sealed_at + GATHER)
     }
 
-    /// Adds records to the open batch.
-    pub(super) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
+    /// Does what the core wants of its log, but for loads and reads: appends its records and tells
+    /// it their places, releases what it needs no more, writes its checkpoint.
+    pub(super) fn execute(&mut self, effects: &mut Effects, core: &mut Core) {
+        if !effects.records.is_empty() {
+            let places = self.append(effects.batch, &effects.records);
+            effects.records.clear();
+            core.handle(Input::Placed { batch: effects.batch, places });
+        }
+        for (group, batch) in effects.released.drain(..) {
+            self.wal.release_state_before_batch(group, batch);
+        }
+        if let Some(segment) = effects.values_from.take() {
+            self.wal.release_values_before(segment);
+        }
+        if !effects.checkpoint.is_empty() {
+            self.checkpoints.push(effects.checkpoint.drain(..));
+        }
+    }
+
+    /// Adds records to the open batch; their places.
+    fn append(&mut self, batch: BatchSeq, records: &[Record]) -> Vec<Place> {
         self.idle = false;
         let before = self.wal.pending_bytes();
-        self.wal.append(batch, records);
-        if self.checkpoint.due {
-            let appended = self.wal.pending_bytes().saturating_sub(before);
-            self.checkpoint.owed_bytes += appended as f64 * self.checkpoint.ratio;
-        }
+        let mut places = Vec::with_capacity(records.len());
+        self.wal.append(batch, records, &mut places);
+        let appended = self.wal.pending_bytes().saturating_sub(before);
+        let moved = records.iter().map(|record| match record {
+            Record::Value { payload, .. } => payload.len(),
+            _ => 0,
+        });
+        self.upkeep.appended(appended as u64, moved.sum::<usize>() as u64);
+        places
     }
 
-    /// Bytes of checkpoint to write now; 0 if none are due.
-    pub(super) fn take_checkpoint_budget(&mut self) -> usize {
-        if !self.checkpoint.due || self.checkpoint.owed_bytes < Checkpoint::STEP_BYTES_MIN {
-            return 0;
+    /// Lets the core go on with its checkpoint and with emptying old segments, as much as is due.
+    pub(super) fn upkeep(&mut self, core: &mut Core) {
+        // A step that comes after the end of a checkpoint would begin the next one.
+        if core.is_checkpointing() && self.checkpoints.is_idle() {
+            let bytes = self.upkeep.take_sections();
+            if bytes > 0 {
+                core.checkpoint_step(bytes);
+            }
         }
-        std::mem::take(&mut self.checkpoint.owed_bytes) as usize
-    }
-
-    /// State records that later ones have superseded.
-    pub(super) fn release(&mut self, released: &[(GroupId, BatchSeq)]) {
-        for &(group, batch) in released {
-            self.wal.release_state_before_batch(group, batch);
+        if let Some(bytes) = self.upkeep.scan_bytes()
+            && core.gc_step(self.wal.log_start().number(), bytes)
+        {
+            self.upkeep.scanned(bytes);
         }
     }
 
@@ -167,24 +204,41 @@ impl Storage {
     }
 
     /// Takes finished background work.
-    pub(super) fn background_done(&mut self, ring: &mut Ring) -> Result<(), Fatal> {
+    pub(super) fn background_done(
+        &mut self,
+        ring: &mut Ring,
+        core: &mut Core,
+    ) -> Result<(), Fatal> {
         self.segments.take_finished(&mut self.wal).map_err(storage_error)?;
         for segment in self.wal.take_released() {
             if let Some(file) = self.files.remove(&segment) {
                 ring.remove_file(file);
             }
+            let left = self.wal.live_segments().count();
+            tracing::debug!(target: "wal", segment = segment.number(), left, "segment recycled");
         }
+        let upkeep = &mut self.upkeep;
+        self.checkpoints.take_finished(&mut |input| {
+            if matches!(input, Input::Checkpointed { result: Err(_), .. }) {
+                upkeep.checkpoint_failed(Instant::now());
+            }
+            core.handle(input);
+        });
         Ok(())
     }
 
-    /// A tick has passed; the store holds `data_bytes`.
-    pub(super) fn tick(&mut self, ring: &mut Ring, data_bytes: u64) {
+    /// A tick has passed.
+    pub(super) fn tick(&mut self, ring: &mut Ring, core: &mut Core) {
         self.segments.tick();
-        let segments = self.wal.live_segments().count() as u64;
-        self.checkpoint.update(segments * self.wal.options().segment_bytes, data_bytes);
+        self.checkpoints.tick();
         if self.wal.is_latched() {
             return;
         }
+        if self.upkeep.tick(&self.levels(core), Instant::now()) {
+            core.checkpoint_step(1);
+        }
+        let files = self.upkeep.files_bytes() / self.wal.options().segment_bytes;
+        self.wal.keep_files(usize::try_from(files).unwrap_or(usize::MAX));
         // A log that has gone quiet says on disk that its last records are durable, so that
         // later damage to them is not taken for an unfinished write.
         if self.idle && self.wal.idle_watermark() {
@@ -193,13 +247,60 @@ impl Storage {
         self.idle = true;
     }
 
+    fn levels(&self, core: &Core) -> Levels {
+        let start = self.wal.log_start().number();
+        let oldest = core.oldest_value().unwrap_or(start);
+        let last = self.wal.live_segments().last().map_or(start, SegmentId::number);
+        Levels {
+            is_checkpointing: core.is_checkpointing(),
+            newest_bytes: self.checkpoints.newest_bytes(),
+            index_bytes: core.index_bytes(),
+            live_bytes: core.live_bytes(),
+            log_bytes: (last + 1).saturating_sub(oldest.min(start))
+                * self.wal.options().segment_bytes,
+            has_old_values: oldest < start,
+        }
+    }
+
+    /// What it takes of the disk.
+    pub(super) fn disk_use(&self) -> DiskUse {
+        let checkpoint_bytes = self.checkpoints.newest_bytes();
+        DiskUse { log_bytes: self.wal.disk_bytes(), checkpoint_bytes }
+    }
+
     /// Whether the log has failed: nothing is acknowledged any more.
     pub(super) const fn is_latched(&self) -> bool {
         self.wal.is_latched()
     }
 
+    /// Starts to read what the core asks for; answers that are there at once go to it.
+    pub(super) fn read(&mut self, effects: &mut Effects, ring: &mut Ring, core: &mut Core) {
+        for load in effects.loads.drain(..) {
+            if let Some(input) = self.load(load, ring) {
+                core.handle(input);
+            }
+        }
+        let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
+        for read in effects.reads.drain(..) {
+            if let Some(input) = self.values.read(read, log) {
+                core.handle(input);
+            }
+        }
+        if let Some(scan) = effects.scan.take()
+            && let Some(input) = self.values.scan(scan, log)
+        {
+            core.handle(input);
+        }
+    }
+
+    /// More is durable: starts the reads that waited for it.
+    pub(super) fn retry_reads(&mut self, ring: &mut Ring, core: &mut Core) {
+        let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
+        self.values.retry(log, &mut |input| core.handle(input));
+    }
+
     /// Starts to read entries back; gives the answer at once if that is impossible.
-    pub(super) fn load(&mut self, load: Load, ring: &mut Ring) -> Option<Input> {
+    fn load(&mut self, load: Load, ring: &mut Ring) -> Option<Input> {
         let Load { group, first, last, bytes_max } = load;
         let failed =
             |error: String| Some(Input::EntriesLoaded { group, first, entries: Err(error) });
@@ -214,7 +315,7 @@ impl Storage {
         for (piece, read) in reads.iter().enumerate() {
             match open_file(&mut self.files, &self.wal, ring, read.segment) {
                 Ok(file) => {
-                    let key = (number << PIECE_BITS) | piece as u64;
+                    let key = key(Read::Entries, (number << PIECE_BITS) | piece as u64);
                     ring.read(file, key, read.offset, AlignedBuf::zeroed(read.len), read.len);
                     buffers.push(AlignedBuf::zeroed(0));
                 }
@@ -232,8 +333,23 @@ impl Storage {
         None
     }
 
-    /// A read has completed; gives the answer once all pieces are there.
+    /// A read has completed; gives the answer if that was all of it.
     pub(super) fn read_done(
+        &mut self,
+        key: u64,
+        result: io::Result<usize>,
+        buffer: AlignedBuf,
+        ring: &mut Ring,
+    ) -> Option<Input> {
+        let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
+        match split(key) {
+            (Read::Entries, number) => self.load_done(number, result, buffer),
+            (Read::Value, number) => self.values.read_done(number, result, buffer, log),
+            (Read::Scan, _) => self.values.scan_done(result, buffer, log),
+        }
+    }
+
+    fn load_done(
         &mut self,
         key: u64,
         result: io::Result<usize>,
@@ -292,7 +408,7 @@ impl Storage {
 
 /// The ring's handle on a segment, opened at first use.
 fn open_file(
-    files: &mut BTreeMap<SegmentId, FileId>,
+    files: &mut Files,
     wal: &Wal<RealDisk>,
     ring: &mut Ring,
     segment: SegmentId,
@@ -329,6 +445,18 @@ impl From<WalError> for StorageError {
             ),
         };
         Self(Fatal::new(Exit::DiskError, what, error.to_string(), fix))
+    }
+}
+
+impl From<coracle_wal::CheckpointError> for StorageError {
+    fn from(error: coracle_wal::CheckpointError) -> Self {
+        use coracle_wal::CheckpointError;
+        let exit = match &error {
+            CheckpointError::Identity { .. } => Exit::WrongIdentity,
+            CheckpointError::Version { .. } => Exit::UnknownFormat,
+            _ => Exit::DiskError,
+        };
+        Self(Fatal::new(exit, "cannot open the checkpoints", error.to_string(), ""))
     }
 }
 

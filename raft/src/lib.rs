@@ -43,7 +43,7 @@ pub use progress::{Progress, SendState};
 pub use quorum::{VoteResult, majority_value, quorum_value, vote_result};
 pub use raft::{Raft, Recovered, Role};
 pub use ready::{LoadRange, ReadState, Ready, SnapshotAck, SnapshotPiece};
-pub use record::Record;
+pub use record::{Place, Record};
 pub use types::{
     BatchSeq, Drain, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload,
     Term,

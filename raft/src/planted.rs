@@ -133,11 +133,25 @@ bugs! {
         "A snapshot is laid over what the follower held, and deleted keys come back (Raft paper \
          fig. 13, InstallSnapshot 7).";
     CompactedPastCheckpoint "compacted-past-checkpoint"
-        "The log is cut at the newest checkpoint of any shard, beyond those of the others (Raft \
-         paper §7).";
+        "The log is cut at the newest checkpoint, so that there is no way back from a damaged one \
+         to the one before (Raft paper §7).";
     StateReleasedTooEarly "state-released-too-early"
         "Records of a shard's only checkpoint are released because another shard has a newer one \
          (docs/wal-format.md).";
+    ValuesReleasedEarly "values-released-early"
+        "Old segments are used again as soon as the index needs nothing in them, although the \
+         checkpoints that a restart would begin from still do (DESIGN.md 7).";
+    CheckpointFinishedEarly "checkpoint-finished-early"
+        "A checkpoint becomes valid before everything that it refers to is durable in the log \
+         (DESIGN.md 6 and 7).";
+    SnapshotLacksExpiries "snapshot-lacks-expiries"
+        "A snapshot for a follower does not carry when keys expire (DESIGN.md 7).";
+    StalledShardOvertaken "stalled-shard-overtaken"
+        "A command is applied although one before it in its shard waits for a value (Raft paper \
+         §5.3, entries are applied in log order).";
+    MovedOverNewer "moved-over-newer"
+        "A value that is moved out of an old segment replaces one that was written meanwhile \
+         (Bitcask merge races).";
 
     // The log on disk.
     DurableOutOfOrder "durable-out-of-order"
@@ -165,6 +179,15 @@ bugs! {
     WatermarkNotWritten "watermark-not-written"
         "Batches do not say what was durable before them, so damage looks like a torn write \
          (Alagappan et al., FAST 2018).";
+    LogStartTooLate "log-start-too-late"
+        "A segment names a start of the log proper that is one segment too new, and recovery skips \
+         what it needs (docs/wal-format.md).";
+    ValuesRetiredTooEarly "values-retired-too-early"
+        "A segment is used again though it holds values that the index refers to \
+         (docs/wal-format.md).";
+    ValueReadUnchecked "value-read-unchecked"
+        "A value is read from the log without looking whether it is what was written (Alagappan \
+         et al., FAST 2018).";
     DamageNotReported "damage-not-reported"
         "A group that lost records to damage takes part as if it were whole (etcd#14102).";
 

@@ -42,6 +42,9 @@ pub(crate) enum Arrival {
     },
     WriteDone(Job),
     LoadDone(Job),
+    ReadDone(Job),
+    ScanDone,
+    CheckpointDone,
     TaskDone,
     /// A version of the book of peers is durable.
     BookSaved {

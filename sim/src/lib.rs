@@ -15,6 +15,7 @@ mod handshake;
 pub mod history;
 mod host;
 pub mod invariants;
+mod io;
 mod lifecycle;
 mod lonely;
 mod network;
@@ -26,6 +27,7 @@ pub mod run;
 mod storage;
 pub mod trace;
 mod traffic;
+mod values;
 mod world;
 
 pub use queue::Micros;

@@ -4,12 +4,14 @@ use coracle_engine::{Core, CoreConfig, Effects, Recovery};
 use coracle_raft::Record;
 use coracle_wal::{Identity, Options};
 
+use crate::disk::SimDisk;
 use crate::host::{Arrival, Seen};
 use crate::network::CLUSTER_ID;
 use crate::plan::{Fault, MS, SECOND};
 use crate::queue::Micros;
 use crate::report::Failure;
 use crate::storage::Storage;
+use crate::values::old_segments_are_whole;
 use crate::world::{Event, Step, World};
 
 /// Writes of one log in flight, as in the node.
@@ -180,10 +182,15 @@ impl World {
             disk.die_after(self.rng.below(10) as u32);
         }
         let mut recovery = Recovery::new(self.map.clone(), addr);
+        let newest = match read_checkpoints(&disk, options.identity, &mut recovery) {
+            Ok(newest) => newest,
+            Err(error) if disk.died() => return Ok(Err(error)),
+            Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
+        };
         let mut records: Vec<Record> = Vec::new();
-        let recovered = coracle_wal::recover(disk.clone(), options, &mut |record| {
+        let recovered = coracle_wal::recover(disk.clone(), options, &mut |place, record| {
             records.push(record.clone());
-            recovery.record(record);
+            recovery.record(place, record);
         });
         let (wal, report) = match recovered {
             Ok(recovered) => recovered,
@@ -197,6 +204,13 @@ impl World {
         for group in self.map.groups_on(addr).filter(|&group| report.is_damaged(group)) {
             recovery.mark_damaged(group, "its part of the log is damaged");
         }
+        if self.hosts[host].damaged && !old_segments_are_whole(&wal) {
+            // Replicas do not repair each other's values yet: one with damage among those that
+            // recovery does not look at stays out.
+            for group in self.map.groups_on(addr) {
+                recovery.mark_damaged(group, "its values are damaged");
+            }
+        }
         let damaged = recovery.damaged();
         self.counters.groups_damaged += damaged.len() as u64;
         let made = self.hosts[host].damaged || self.nodes[node].amnesiac;
@@ -206,7 +220,7 @@ impl World {
         }
         let forgotten: Vec<_> = damaged.keys().copied().collect();
         self.invariants.forgot(addr, &forgotten);
-        let mut storage = Storage::new(wal, self.plan.disk.gather);
+        let mut storage = Storage::new(wal, self.plan.disk.gather, newest);
         while !storage.may_seal(self.now) {
             if !storage.start_task() {
                 break;
@@ -222,6 +236,8 @@ impl World {
         let config = CoreConfig {
             seed: self.rng.next(),
             cache_bytes_max: self.plan.cache_bytes,
+            value_cache_bytes_max: self.plan.disk.value_cache_bytes,
+            computed_bytes_max: self.plan.disk.computed_bytes,
             ..CoreConfig::new(addr, self.map.clone())
         };
         let core = Core::new(config, recovery);
@@ -246,6 +262,26 @@ impl World {
         self.wake(host);
         Ok(Ok(()))
     }
+}
+
+/// Hands all sections of checkpoints to the recovery, those of the older file first. Returns the
+/// number of the newest file that can be read.
+fn read_checkpoints(
+    disk: &SimDisk,
+    identity: Identity,
+    recovery: &mut Recovery,
+) -> Result<Option<u64>, String> {
+    let opened = coracle_wal::open_checkpoints(disk, identity);
+    let (checkpoints, report) = opened.map_err(|error| error.to_string())?;
+    for checkpoint in checkpoints.iter().rev() {
+        for (_, _, section) in checkpoint.sections() {
+            if let Ok(section) = section {
+                recovery.section(checkpoint.number(), section);
+            }
+        }
+    }
+    recovery.taken_numbers(report.newest_number);
+    Ok(checkpoints.first().map(|checkpoint| checkpoint.number()))
 }
 
 #[cfg(test)]

@@ -177,6 +177,12 @@ pub struct DiskPlan {
     pub segment_bytes: u64,
     /// Live segments from which checkpoints are written.
     pub checkpoint_segments: usize,
+    /// Live segments from which old ones are emptied.
+    pub gc_segments: usize,
+    /// Records kept in memory because their values may be read.
+    pub value_cache_bytes: usize,
+    /// Computed values that are kept in memory only.
+    pub computed_bytes: usize,
     /// Bytes appended between two parts of a checkpoint.
     pub checkpoint_every: usize,
     /// Bytes of such a part; at least one piece is written.
@@ -331,6 +337,9 @@ impl Plan {
             gather: *rng.pick(&[0, GATHER]),
             segment_bytes: *rng.pick(segments),
             checkpoint_segments: *rng.pick(&[1, 2, 6, 40]),
+            gc_segments: *rng.pick(&[1, 2, 6, 40]),
+            value_cache_bytes: *rng.pick(&[0, 4 << 10, 64 << 10, 1 << 20]),
+            computed_bytes: *rng.pick(&[0, 1 << 10, 64 << 10]),
             checkpoint_every: *rng.pick(&[4 << 10, 32 << 10, 128 << 10, 512 << 10]),
             checkpoint_step: *rng.pick(&[1, 4096, 32 << 10]),
         };

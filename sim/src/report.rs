@@ -83,6 +83,10 @@ counters! {
     batches,
     /// Times entries were read back.
     loads,
+    /// Values that were read from a disk.
+    value_reads,
+    /// Parts of old segments that were read.
+    scans,
     /// Shard snapshots made durable.
     checkpoints,
     /// Snapshots taken over from leaders.

@@ -208,7 +208,7 @@ const fn least_of_first(world: &World) -> u64 {
     // Clients may still wait for answers of processes that are gone.
     let settling = ELECTION_TIMEOUT_MAX + world.plan.load.timeout;
     let calm = world.calm.longest().saturating_sub(settling);
-    calm * world.plan.load.clients as u64 / (2 * SECOND)
+    calm * world.plan.load.clients as u64 / (4 * SECOND)
 }
 
 /// Chooses a quorum without damage and ends all faults inside it.

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coracle_engine::{Input, Load};
-use coracle_raft::{BatchSeq, GroupId, Record};
+use coracle_engine::{CheckpointWork, Input, Load};
+use coracle_raft::{BatchSeq, GroupId, Place, Record};
 use coracle_wal::{AlignedBuf, Disk, ReadOp, SegmentTask, Wal, WalError, WriteOp};
 
 use crate::disk::SimDisk;
@@ -12,6 +12,7 @@ use crate::host::Lie;
 use crate::plan::DiskPlan;
 use crate::queue::Micros;
 use crate::rng::Rng;
+use crate::values::{CheckpointFiles, Read, Values};
 
 /// Ticks between two attempts to make a segment on a full disk, as in the node.
 const FULL_PAUSE_TICKS: u32 = 20;
@@ -36,6 +37,8 @@ pub(crate) struct Storage {
     /// Batches whose records are not durable yet.
     open: VecDeque<(BatchSeq, Vec<Record>)>,
     owed_bytes: usize,
+    values: Values,
+    files: CheckpointFiles,
     idle: bool,
     /// Batches are at least this far apart; the next one may be made from this time on.
     gather: Micros,
@@ -66,7 +69,8 @@ pub(crate) struct Durable {
 
 impl Storage {
     /// A log as recovery left it.
-    pub(crate) fn new(wal: Wal<SimDisk>, gather: Micros) -> Self {
+    pub(crate) fn new(wal: Wal<SimDisk>, gather: Micros, newest: Option<u64>) -> Self {
+        let files = CheckpointFiles::new(wal.options().identity, newest);
         Self {
             wal,
             writes: BTreeMap::new(),
@@ -79,6 +83,8 @@ impl Storage {
             on_medium: BatchSeq::default(),
             open: VecDeque::new(),
             owed_bytes: 0,
+            values: Values::default(),
+            files,
             idle: true,
             gather,
             seal_at: 0,
@@ -126,13 +132,16 @@ impl Storage {
         self.wal.can_seal().then_some(self.seal_at)
     }
 
-    pub(crate) fn append(&mut self, batch: BatchSeq, records: &[Record]) {
+    /// Adds records to the open batch; tells where they stand.
+    pub(crate) fn append(&mut self, batch: BatchSeq, records: &[Record]) -> Vec<Place> {
         self.idle = false;
         let before = self.wal.pending_bytes();
-        self.wal.append(batch, records);
+        let mut places = Vec::new();
+        self.wal.append(batch, records, &mut places);
         self.owed_bytes += self.wal.pending_bytes().saturating_sub(before);
         self.ends.push_back((batch, self.taken + self.wal.pending_bytes()));
         self.open.push_back((batch, records.to_vec()));
+        places
     }
 
     pub(crate) fn release(&mut self, released: &[(GroupId, BatchSeq)]) {
@@ -141,14 +150,48 @@ impl Storage {
         }
     }
 
-    /// Bytes of checkpoint to write now; 0 if none are due.
-    pub(crate) fn take_checkpoint_budget(&mut self, plan: &DiskPlan) -> usize {
-        let due = self.wal.live_segments().count() > plan.checkpoint_segments;
-        if !due || self.owed_bytes < plan.checkpoint_every {
-            return 0;
+    /// No value is needed before this segment.
+    pub(crate) fn release_values(&mut self, from: u64) {
+        self.wal.release_values_before(from);
+    }
+
+    /// Bytes of checkpoint to write now, 0 if none are due, and the segment before which old ones
+    /// are to be emptied, if any are.
+    pub(crate) fn take_upkeep(&mut self, plan: &DiskPlan) -> (usize, Option<u64>) {
+        if self.owed_bytes < plan.checkpoint_every || !self.files.is_idle() {
+            return (0, None);
         }
         self.owed_bytes = 0;
-        plan.checkpoint_step
+        let segments = self.wal.live_segments().count();
+        let step = if segments > plan.checkpoint_segments { plan.checkpoint_step } else { 0 };
+        let before = self.wal.log_start().number();
+        (step, (segments > plan.gc_segments).then_some(before))
+    }
+
+    /// Reads of values and of parts of segments.
+    pub(crate) const fn values(&mut self) -> (&mut Values, &Wal<SimDisk>) {
+        (&mut self.values, &self.wal)
+    }
+
+    /// Takes work on checkpoints.
+    pub(crate) fn push_checkpoint(&mut self, work: impl Iterator<Item = CheckpointWork>) {
+        self.files.push(work);
+    }
+
+    /// Begins the next part of that work, if there is some and none is under way.
+    pub(crate) fn start_checkpoint(&mut self) -> bool {
+        self.files.start()
+    }
+
+    /// It is done.
+    pub(crate) fn checkpoint_done(&mut self) -> Option<Input> {
+        self.files.done(self.wal.disk())
+    }
+
+    /// Begins the reads that waited for what is durable now.
+    pub(crate) fn retry_reads(&mut self) -> Vec<Read> {
+        let waiting = self.values.take_waiting();
+        waiting.into_iter().map(|asked| self.values.start(&self.wal, asked)).collect()
     }
 
     /// The next write that may start; it completes by [`Storage::write_done`].
@@ -299,6 +342,7 @@ impl Storage {
             let _ = task.run(&disk);
         }
         disk.revive();
+        self.files.crash(&disk, rng);
         if power {
             disk.lose_power(rng);
         }
@@ -326,8 +370,9 @@ mod tests {
 
     /// A log whose first segment is ready.
     fn open(disk: &SimDisk) -> Storage {
-        let (wal, _) = coracle_wal::recover(disk.clone(), options(), &mut |_| {}).expect("sound");
-        let mut storage = Storage::new(wal, 0);
+        let recovered = coracle_wal::recover(disk.clone(), options(), &mut |_, _| {});
+        let (wal, _) = recovered.expect("sound");
+        let mut storage = Storage::new(wal, 0, None);
         while !storage.may_seal(0) {
             assert!(storage.start_task() && storage.task_done().expect("prepared"));
         }
@@ -337,7 +382,7 @@ mod tests {
     /// What a new process reads: terms, and whether the group is damaged.
     fn reopen(disk: &SimDisk) -> (Vec<u64>, bool) {
         let mut terms = Vec::new();
-        let (_, report) = coracle_wal::recover(disk.clone(), options(), &mut |record| {
+        let (_, report) = coracle_wal::recover(disk.clone(), options(), &mut |_, record| {
             if let Record::HardState { hard_state, .. } = record {
                 terms.push(hard_state.term.get());
             }

@@ -19,7 +19,6 @@ use crate::queue::{Micros, Queue};
 use crate::report::{Counters, Failure};
 use crate::rng::Rng;
 use crate::run::Activity;
-use crate::storage::{Job, Storage};
 use crate::trace::{Trace, role_event};
 
 /// Arrivals of one turn, as in the node.
@@ -372,6 +371,24 @@ impl World {
                     core.handle(input);
                 }
             }
+            Arrival::ReadDone(job) => {
+                let (values, wal) = storage.values();
+                if let Some(read) = values.done(wal, job) {
+                    self.go_on_reading(host, read);
+                }
+            }
+            Arrival::ScanDone => {
+                let (values, wal) = storage.values();
+                if let Some(input) = values.scan_done(wal) {
+                    core.handle(input);
+                }
+            }
+            Arrival::CheckpointDone => {
+                if let Some(input) = storage.checkpoint_done() {
+                    core.handle(input);
+                }
+                self.start_checkpoint(host);
+            }
             Arrival::TaskDone => {
                 if let Err(error) = storage.task_done() {
                     return Ok(Err(error.to_string()));
@@ -385,29 +402,6 @@ impl World {
         Ok(Ok(()))
     }
 
-    fn write_done(&mut self, host: usize, job: Job) -> Result<(), String> {
-        let amnesiac = self.is_amnesiac(self.hosts[host].addr);
-        let state = &mut self.hosts[host];
-        let (Some(core), Some(storage)) = (&mut state.core, &mut state.storage) else {
-            return Ok(());
-        };
-        // A node that dies with an open lie is damaged beyond what it can tell.
-        let fails = state.write_fails && !storage.is_lie_open();
-        state.write_fails &= !fails;
-        let done = storage.write_done(job, fails, &mut self.rng);
-        let told = storage.take_told();
-        if let Ok(Some(durable)) = &done {
-            if !amnesiac {
-                self.invariants.durable(state.addr, &durable.records);
-            }
-            core.handle(Input::Persisted(durable.batch));
-        }
-        if let Some(lie) = told {
-            self.lied(host, lie);
-        }
-        done.map(|_| ()).map_err(|error| error.to_string())
-    }
-
     /// Executes what the engine wants done, as the node's hot loop does.
     fn act(&mut self, host: usize) -> Step {
         let state = &mut self.hosts[host];
@@ -418,14 +412,22 @@ impl World {
         let mut effects = std::mem::take(&mut state.effects);
         core.drain(mode, &mut effects);
         if !effects.records.is_empty() {
-            storage.append(effects.batch, &effects.records);
+            let (batch, places) = (effects.batch, storage.append(effects.batch, &effects.records));
+            core.handle(Input::Placed { batch, places });
             effects.records.clear();
         }
         storage.release(&effects.released);
         effects.released.clear();
-        let budget = storage.take_checkpoint_budget(&self.plan.disk);
+        if let Some(from) = effects.values_from.take() {
+            storage.release_values(from);
+        }
+        storage.push_checkpoint(effects.checkpoint.drain(..));
+        let (budget, emptied) = storage.take_upkeep(&self.plan.disk);
         if budget > 0 {
             core.checkpoint_step(budget);
+        }
+        if let Some(before) = emptied {
+            core.gc_step(before, budget);
         }
         self.observe(host)?;
         let addr = self.hosts[host].addr;
@@ -456,31 +458,20 @@ impl World {
                 }
             }
         }
+        for asked in effects.reads.drain(..) {
+            self.counters.value_reads += 1;
+            let Some(storage) = &mut self.hosts[host].storage else { break };
+            let (values, wal) = storage.values();
+            let read = values.start(wal, asked);
+            self.go_on_reading(host, read);
+        }
+        if let Some(scan) = effects.scan.take() {
+            self.counters.scans += 1;
+            self.start_scan(host, scan);
+        }
+        self.start_checkpoint(host);
         self.hosts[host].effects = effects;
         Ok(())
-    }
-
-    fn start_writes(&mut self, host: usize) {
-        while let Some(job) =
-            self.hosts[host].storage.as_mut().and_then(|s| s.start_write(self.now))
-        {
-            self.counters.batches += 1;
-            self.plan_disk(host, Arrival::WriteDone(job));
-        }
-    }
-
-    fn start_task(&mut self, host: usize) {
-        if self.hosts[host].storage.as_mut().is_some_and(Storage::start_task) {
-            self.plan_disk(host, Arrival::TaskDone);
-        }
-    }
-
-    /// When a disk operation that starts now completes.
-    pub(crate) fn plan_disk(&mut self, host: usize, arrival: Arrival) {
-        let (shortest, longest) = self.plan.disk.latency;
-        let latency = self.rng.between(shortest, longest) * self.hosts[host].disk_slowness;
-        let life = self.hosts[host].life;
-        self.queue.push(self.now + latency, Event::DiskDone { host, life, arrival });
     }
 
     /// Checks and records what a turn has changed.

@@ -2,14 +2,14 @@
 
 use std::io;
 
-use coracle_raft::{BatchSeq, Bug, GroupId, Payload, Record, planted};
+use coracle_raft::{BatchSeq, Bug, GroupId, Payload, Place, Record, planted};
 use coracle_ring::AlignedBuf;
 
 use crate::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, Lsn, RECORD_HEADER_BYTES, RecordHeader,
     RecordKind, SegmentHeader, aligned, record_bytes, record_seed,
 };
-use crate::groups::{Group, Place};
+use crate::groups::{Group, Spot};
 use crate::segment::SegmentId;
 use crate::wal::{OnDurable, Promise, Segment};
 use crate::{Disk, Wal, WalError};
@@ -52,7 +52,7 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     id: u64,
-    segment: SegmentId,
+    pub(crate) segment: SegmentId,
     offset: u64,
     len: usize,
     end: Lsn,
@@ -65,36 +65,43 @@ pub(crate) struct InFlight {
 
 impl<D: Disk> Wal<D> {
     /// Copies the records into the open batch. They are durable once [`Wal::written`] returns
-    /// this batch number or a later one.
+    /// this batch number or a later one. Adds to `places` where each of them stands, in their
+    /// order; see [`Wal::locate_value`].
     ///
-    /// A latched log takes nothing: what is appended to it is never durable.
+    /// A latched log takes nothing: what is appended to it is never durable, and its places mean
+    /// nothing.
     ///
     /// # Panics
     /// If a payload is longer than [`Options::payload_bytes_max`](crate::Options), or if there
     /// are records of more groups than [`Options::groups_max`](crate::Options).
-    pub fn append(&mut self, batch: BatchSeq, records: &[Record]) {
+    pub fn append(&mut self, batch: BatchSeq, records: &[Record], places: &mut Vec<Place>) {
         if self.latched {
+            places.extend(records.iter().map(|_| Place::default()));
             return;
         }
         self.batch = batch;
         for record in records {
-            match record {
+            let place = match record {
                 Record::Entry { group, entry } => {
                     let kind = RecordKind::Entry { kind: entry.kind, position: entry.position() };
-                    self.put(*group, kind, Some(&entry.payload));
+                    self.put(*group, kind, Some(&entry.payload))
                 }
                 Record::HardState { group, hard_state } => {
-                    self.put(*group, RecordKind::HardState(*hard_state), None);
+                    self.put(*group, RecordKind::HardState(*hard_state), None)
                 }
                 Record::State { group, payload } => {
-                    self.put(*group, RecordKind::State, Some(payload));
+                    self.put(*group, RecordKind::State, Some(payload))
+                }
+                Record::Value { group, payload } => {
+                    self.put(*group, RecordKind::Value, Some(payload))
                 }
                 Record::Purge { group, base } => {
                     let restart =
                         self.groups.get(group).is_some_and(|state| state.restarts_at(*base));
-                    self.put(*group, RecordKind::Purge { base: *base, restart }, None);
+                    self.put(*group, RecordKind::Purge { base: *base, restart }, None)
                 }
-            }
+            };
+            places.push(place);
         }
         self.promise_batch(batch);
     }
@@ -262,8 +269,9 @@ impl<D: Disk> Wal<D> {
         }
     }
 
-    /// Puts one record into the open batch: the one copy that the log makes of a payload.
-    fn put(&mut self, group: GroupId, kind: RecordKind, payload: Option<&Payload>) {
+    /// Puts one record into the open batch: the one copy that the log makes of a payload. Returns
+    /// where it stands.
+    fn put(&mut self, group: GroupId, kind: RecordKind, payload: Option<&Payload>) -> Place {
         let bytes = payload.map_or(&[][..], |payload| payload.bytes());
         let limit = self.payload_bytes_max;
         assert!(bytes.len() <= limit, "payload of {} bytes, at most {limit} fit", bytes.len());
@@ -285,7 +293,7 @@ impl<D: Disk> Wal<D> {
             payload_crc: payload.map_or(0, Payload::checksum),
             offset: batch.used as u32,
         };
-        let place = Place {
+        let spot = Spot {
             segment: batch.segment,
             batch: batch.offset as u32,
             offset: batch.used as u32,
@@ -297,10 +305,10 @@ impl<D: Disk> Wal<D> {
         let mut used_more = 0;
         match kind {
             RecordKind::Entry { position, .. } => {
-                used_more += usize::from(state.entry_put(position, place));
+                used_more += usize::from(state.entry_put(position, spot));
             }
             RecordKind::HardState(hard_state) => state.hard_state = Some(hard_state),
-            RecordKind::State => used_more += usize::from(state.state_put(place, self.batch)),
+            RecordKind::State => used_more += usize::from(state.state_put(spot, self.batch)),
             RecordKind::Purge { base, .. } => {
                 state.purge_put(base);
                 batch.promise.then.push(OnDurable::Purge(group, base.index));
@@ -311,10 +319,30 @@ impl<D: Disk> Wal<D> {
                     self.release_use(segment);
                 }
             }
+            RecordKind::Value => {}
+            RecordKind::LogStart { .. } => unreachable!("it is of no group, see put_log_start"),
         }
         if used_more > 0 {
             self.segment_mut(segment).expect("a batch lies in a known segment").groups += 1;
         }
+        spot.place()
+    }
+
+    /// Says where the log proper starts, as the first record of a segment.
+    fn put_log_start(&mut self) {
+        let late = u64::from(planted(Bug::LogStartTooLate));
+        let segment = self.log_start.number() + late;
+        let batch = self.open.as_mut().expect("a batch is open in the new segment");
+        assert_eq!(batch.used, BATCH_HEADER_BYTES, "recovery looks for it in one place only");
+        let header = RecordHeader {
+            group: GroupId::new(0),
+            seq: 0,
+            kind: RecordKind::LogStart { segment },
+            payload_len: 0,
+            payload_crc: 0,
+            offset: batch.used as u32,
+        };
+        batch.put(&header, &[], RECORD_HEADER_BYTES);
     }
 
     /// Makes the open batch one that has room for `size` bytes.
@@ -377,6 +405,7 @@ impl<D: Disk> Wal<D> {
         self.active = Some(id);
         self.next_offset = BLOCK_BYTES as u64;
         self.ensure_room(0);
+        self.put_log_start();
         let mut groups: Vec<_> =
             self.groups.iter().map(|(id, g)| (*id, g.hard_state, g.base)).collect();
         groups.sort_unstable_by_key(|&(group, ..)| group);
@@ -405,7 +434,13 @@ impl<D: Disk> Wal<D> {
         self.next_number += 1;
         self.next_first_lsn = self.next_first_lsn.plus(header.segment_bytes);
         let file_bytes = header.segment_bytes;
-        self.segments.push_back(Segment { header, file: None, file_bytes, groups: 0 });
+        self.segments.push_back(Segment {
+            header,
+            file: None,
+            file_bytes,
+            groups: 0,
+            readable: true,
+        });
         header
     }
 

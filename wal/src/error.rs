@@ -2,7 +2,7 @@
 
 use std::io;
 
-use coracle_raft::{GroupId, LogIndex};
+use coracle_raft::{GroupId, LogIndex, Place};
 
 use crate::{Identity, OptionsError};
 
@@ -129,7 +129,7 @@ pub enum RecoverError {
     },
 }
 
-/// Why entries cannot be read back.
+/// Why entries or values cannot be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -149,8 +149,22 @@ pub enum LoadError {
         /// The entry.
         first: LogIndex,
     },
-    /// The segment was recycled while it was being read: the entries have been purged.
-    #[error("{file} was recycled while it was being read")]
+    /// The record is not on disk yet; whoever appended it still has it. Ask again when more is
+    /// durable.
+    #[error("the record in {place} is not on disk yet")]
+    NotDurableAt {
+        /// Where it will stand.
+        place: Place,
+    },
+    /// The log has never put a record there: whoever gives this place is wrong.
+    #[error("the log has no record in {place}")]
+    NoRecord {
+        /// The place.
+        place: Place,
+    },
+    /// The segment is gone, perhaps since a moment ago: its entries have been purged, its values
+    /// released.
+    #[error("{file} was recycled")]
     Recycled {
         /// The segment.
         file: String,

@@ -34,6 +34,8 @@ const KIND_HARD_STATE: u8 = 2;
 const KIND_STATE: u8 = 3;
 const KIND_PURGE: u8 = 4;
 const KIND_RESET: u8 = 5;
+const KIND_VALUE: u8 = 6;
+const KIND_LOG_START: u8 = 7;
 
 const _: () =
     assert!(RECORD_HEADER_BYTES.is_multiple_of(8) && BATCH_HEADER_BYTES.is_multiple_of(8));
@@ -231,6 +233,12 @@ pub(crate) enum RecordKind {
     },
     /// Everything the log said about the group before is void.
     Reset,
+    Value,
+    /// The log proper starts with this segment: older ones are kept for their values only. The
+    /// first record of each segment; of no group, and without a number.
+    LogStart {
+        segment: u64,
+    },
 }
 
 /// The head of a record.
@@ -264,6 +272,8 @@ impl RecordHeader {
                 (KIND_PURGE, u8::from(restart), base.term.get(), base.index.get())
             }
             RecordKind::Reset => (KIND_RESET, 0, 0, 0),
+            RecordKind::Value => (KIND_VALUE, 0, 0, 0),
+            RecordKind::LogStart { segment } => (KIND_LOG_START, 0, 0, segment),
         };
         put_u16(out, 0, RECORD_MAGIC);
         out[2] = kind;
@@ -311,6 +321,8 @@ impl RecordHeader {
                 RecordKind::Purge { base: position, restart: detail == 1 }
             }
             (KIND_RESET, 0) => RecordKind::Reset,
+            (KIND_VALUE, 0) => RecordKind::Value,
+            (KIND_LOG_START, 0) => RecordKind::LogStart { segment: u64_at(bytes, 24) },
             _ => return None,
         };
         let header = Self {
@@ -324,12 +336,19 @@ impl RecordHeader {
         Some((header, crc))
     }
 
+    /// Where the record that starts here says it stands in its batch; to be confirmed by
+    /// [`RecordHeader::decode`] with the seed of that batch.
+    pub(crate) fn claimed_offset(bytes: &[u8]) -> Option<usize> {
+        let bytes = bytes.first_chunk::<RECORD_HEADER_BYTES>()?;
+        (u16_at(bytes, 0) == RECORD_MAGIC).then(|| u32_at(bytes, 40) as usize)
+    }
+
     /// Where the next record starts, relative to this one.
     pub(crate) const fn record_bytes(&self) -> usize {
         record_bytes(self.payload_len as usize)
     }
 
-    /// The record as the rest of the system knows it; `None` for a reset.
+    /// The record as the rest of the system knows it; `None` for what only the log needs.
     pub(crate) fn to_record(self, payload: &[u8]) -> Option<Record> {
         let group = self.group;
         let owned = |payload: &[u8]| Payload::new(payload, self.payload_crc);
@@ -346,7 +365,8 @@ impl RecordHeader {
             RecordKind::HardState(hard_state) => Record::HardState { group, hard_state },
             RecordKind::State => Record::State { group, payload: owned(payload) },
             RecordKind::Purge { base, .. } => Record::Purge { group, base },
-            RecordKind::Reset => return None,
+            RecordKind::Value => Record::Value { group, payload: owned(payload) },
+            RecordKind::Reset | RecordKind::LogStart { .. } => return None,
         })
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use coracle_raft::{BatchSeq, GroupId, HardState, LogIndex, LogPosition, Term};
+use coracle_raft::{BatchSeq, GroupId, HardState, LogIndex, LogPosition, Place, Term};
 
 use crate::Lsn;
 use crate::segment::SegmentId;
@@ -54,12 +54,19 @@ pub(crate) struct Run {
 
 /// Where one record was put.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Spot {
     pub(crate) segment: SegmentId,
     pub(crate) batch: u32,
     pub(crate) offset: u32,
     pub(crate) len: u32,
     pub(crate) lsn: Lsn,
+}
+
+impl Spot {
+    /// The same as the rest of the system knows it.
+    pub(crate) const fn place(&self) -> Place {
+        Place::new(self.segment.number(), self.batch as u64 + self.offset as u64)
+    }
 }
 
 /// What one segment holds of one group that is not written again at each segment start.
@@ -104,7 +111,7 @@ impl Group {
     }
 
     /// Takes note of an entry. Returns whether the segment is newly used by this group.
-    pub(crate) fn entry_put(&mut self, position: LogPosition, place: Place) -> bool {
+    pub(crate) fn entry_put(&mut self, position: LogPosition, spot: Spot) -> bool {
         let LogPosition { term, index } = position;
         let follows = index == self.last.next() && !self.runs.is_empty();
         if index > self.last && !follows {
@@ -118,28 +125,28 @@ impl Group {
         match self.runs.back_mut() {
             Some(run)
                 if follows
-                    && run.segment == place.segment
-                    && run.batch == place.batch
+                    && run.segment == spot.segment
+                    && run.batch == spot.batch
                     && run.term == term
                     && run.end - run.start < RUN_BYTES_MAX =>
             {
-                run.end = place.offset + place.len;
+                run.end = spot.offset + spot.len;
             }
             _ => self.runs.push_back(Run {
                 first: index,
                 term,
-                segment: place.segment,
-                batch: place.batch,
-                start: place.offset,
-                end: place.offset + place.len,
+                segment: spot.segment,
+                batch: spot.batch,
+                start: spot.offset,
+                end: spot.offset + spot.len,
             }),
         }
-        self.used(place.segment, |used| used.max_index = used.max_index.max(index))
+        self.used(spot.segment, |used| used.max_index = used.max_index.max(index))
     }
 
     /// Takes note of a state record. Returns whether the segment is newly used by this group.
-    pub(crate) fn state_put(&mut self, place: Place, batch: BatchSeq) -> bool {
-        self.used(place.segment, |used| used.max_state = Some((place.lsn, batch)))
+    pub(crate) fn state_put(&mut self, spot: Spot, batch: BatchSeq) -> bool {
+        self.used(spot.segment, |used| used.max_state = Some((spot.lsn, batch)))
     }
 
     fn used(&mut self, segment: SegmentId, update: impl FnOnce(&mut Use)) -> bool {
@@ -269,9 +276,9 @@ impl Group {
 mod tests {
     use super::*;
 
-    fn place(segment: u64, batch: u32, offset: u32, len: u32) -> Place {
+    fn place(segment: u64, batch: u32, offset: u32, len: u32) -> Spot {
         let lsn = Lsn::new(segment * 1_000_000 + u64::from(batch + offset));
-        Place { segment: SegmentId::new(segment), batch, offset, len, lsn }
+        Spot { segment: SegmentId::new(segment), batch, offset, len, lsn }
     }
 
     fn at(raw: u64) -> LogPosition {

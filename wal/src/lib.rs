@@ -5,9 +5,14 @@
 //! [`recover`] opens a log, gives back what is in it and tells damage from a write that was cut
 //! short. The layout is described in `docs/wal-format.md`.
 //!
+//! The log is where values are: [`Wal::append`] tells the place of each record,
+//! [`Wal::locate_value`] reads one back, [`Wal::locate_scan`] reads a whole segment in order, for
+//! moving what is still needed out of it. Segments before [`Wal::log_start`] are kept for their
+//! values only, until [`Wal::release_values_before`].
+//!
 //! Driver contract: each [`WriteOp`] becomes one durable write (`RWF_DSYNC`); completions may come
 //! in any order; after an error nothing is retried. [`SegmentTask`]s are run where blocking hurts
-//! nobody.
+//! nobody. When [`Wal::take_released`] names a segment, its file goes after the reads under way.
 //!
 //! Beside the log stand checkpoint files, containers of opaque sections: [`CheckpointWriter`],
 //! [`open_checkpoints`], `docs/checkpoint-format.md`.
@@ -29,6 +34,8 @@ mod real;
 mod recovery;
 mod segment;
 mod space;
+mod sweep;
+mod value;
 mod wal;
 
 pub use batch::WriteOp;
@@ -48,4 +55,6 @@ pub use read::ReadOp;
 pub use real::{OpenError, RealDisk};
 pub use recovery::{Damage, DamageKind, RecoveryReport, Torn, inspect, recover};
 pub use segment::{SegmentDone, SegmentId, SegmentTask};
+pub use sweep::{ScanRead, Scanned};
+pub use value::{Decoded, ValueRead};
 pub use wal::Wal;

@@ -108,7 +108,9 @@ impl Options {
     /// again at the segment's start.
     pub fn payload_bytes_max(&self) -> usize {
         let restated =
-            aligned(BATCH_HEADER_BYTES as u64 + self.groups_max as u64 * RESTATED_BYTES_PER_GROUP);
+            BATCH_HEADER_BYTES as u64 + self.groups_max as u64 * RESTATED_BYTES_PER_GROUP;
+        // Where the log starts is said there too.
+        let restated = aligned(restated + RECORD_HEADER_BYTES as u64);
         // Restated records may be split over several batches, each rounded up to a block.
         let batches = restated / self.batch_bytes_max as u64 + 1;
         let used = BLOCK_BYTES as u64 + restated + batches * BLOCK_BYTES as u64;

@@ -31,8 +31,9 @@ impl SegmentId {
     /// The segment a file of this name holds.
     pub fn of_file_name(name: &str) -> Option<Self> {
         let number = name.strip_suffix(".seg")?.parse().ok().map(Self)?;
-        // One spelling only: "+1" and "1" are numbers too.
-        (number.file_name() == name).then_some(number)
+        // One spelling only: "+1" and "1" are numbers too. No log gets beyond 32 bits, which is
+        // what the place of a record has room for.
+        (number.file_name() == name && number.0 <= u64::from(u32::MAX)).then_some(number)
     }
 }
 
@@ -159,7 +160,9 @@ mod tests {
             ("7.seg", None),
             ("+000000007.seg", None),
             ("0000000007.tmp", None),
-            ("12345678901.seg", Some(12_345_678_901)),
+            ("4294967295.seg", Some(u64::from(u32::MAX))),
+            ("4294967296.seg", None),
+            ("12345678901.seg", None),
         ];
         for (name, want) in cases {
             assert_eq!(SegmentId::of_file_name(name).map(SegmentId::number), want, "{name}");

@@ -6,7 +6,7 @@ use coracle_raft::{BatchSeq, Bug, GroupId, planted};
 
 use crate::groups::Before;
 use crate::segment::{Job, SegmentDone, SegmentId, SegmentTask};
-use crate::wal::{OnDurable, Retired};
+use crate::wal::{OnDurable, Release, Retired};
 use crate::{Disk, Lsn, Wal, WalError};
 
 impl<D: Disk> Wal<D> {
@@ -35,10 +35,10 @@ impl<D: Disk> Wal<D> {
     fn wanted_job(&mut self) -> Option<Job> {
         let wanted = self.spare_count() < self.options.spare_max;
         let old = self.retired.front();
-        // A few old files are kept to become new segments; what cannot be used goes at once.
-        if let Some(old) =
-            old.filter(|old| !old.reusable || self.retired.len() > self.options.spare_max)
-        {
+        // Some old files are kept to become new segments; what cannot be used goes at once.
+        let files = self.segments.len() + self.retired.len();
+        let many = self.retired.len() > self.options.spare_max && files > self.files_kept;
+        if let Some(old) = old.filter(|old| !old.reusable || many) {
             return Some(Job::Remove { name: old.name.clone() });
         }
         if !wanted {
@@ -51,6 +51,15 @@ impl<D: Disk> Wal<D> {
             None => self.plan_segment(),
         };
         Some(Job::Prepare { header, recycle })
+    }
+
+    /// From now on files of which nothing is needed are kept, to become new segments, as long as
+    /// the log has at most `count` in all. Otherwise as many are kept as segments are made ahead.
+    ///
+    /// What is released in clumps is used up slowly: a file that is kept need not be filled with
+    /// zeros again.
+    pub const fn keep_files(&mut self, count: usize) {
+        self.files_kept = count;
     }
 
     /// Takes the result of a [`SegmentTask`].
@@ -134,7 +143,29 @@ impl<D: Disk> Wal<D> {
         if self.latched || !self.groups.contains_key(&group) {
             return;
         }
-        self.releases.push_back((self.position(), group, before));
+        self.release(Release::State(group, before));
+    }
+
+    /// No value is needed any more in segments before this one, whoever referred to it. Takes
+    /// effect once everything appended so far is on disk, so it may be called as soon as the
+    /// values that are still needed are appended again. What is appended after it is not meant,
+    /// however large the number is.
+    ///
+    /// After recovery all values are needed, until this is called.
+    pub fn release_values_before(&mut self, segment: u64) {
+        let active = self.active.map_or(0, SegmentId::number);
+        let segment = SegmentId::new(segment.min(active));
+        let waiting = self.releases.iter().rev().find_map(|(_, release)| match release {
+            Release::ValuesBefore(from) => Some(*from),
+            Release::State(..) => None,
+        });
+        if !self.latched && segment > waiting.unwrap_or(self.values_from) {
+            self.release(Release::ValuesBefore(segment));
+        }
+    }
+
+    fn release(&mut self, release: Release) {
+        self.releases.push_back((self.position(), release));
         self.apply_releases();
         self.retire_segments();
     }
@@ -163,11 +194,18 @@ impl<D: Disk> Wal<D> {
     pub(crate) fn apply_releases(&mut self) {
         // Nothing pending counts as durable up to where the next record goes.
         let idle = self.open.is_none() && self.closed.is_empty() && self.inflight.is_empty();
-        while let Some(&(needed, group, before)) = self.releases.front() {
+        while let Some(&(needed, release)) = self.releases.front() {
             if !idle && needed > self.durable {
                 return;
             }
             self.releases.pop_front();
+            let (group, before) = match release {
+                Release::State(group, before) => (group, before),
+                Release::ValuesBefore(segment) => {
+                    self.values_from = self.values_from.max(segment);
+                    continue;
+                }
+            };
             let state = self.groups.get_mut(&group);
             for segment in state.map(|state| state.state_released(before)).unwrap_or_default() {
                 self.release_use(segment);
@@ -182,14 +220,29 @@ impl<D: Disk> Wal<D> {
         segment.groups -= 1;
     }
 
-    /// Lets go of the oldest segments. Never one from the middle: entries in an older segment may
-    /// have been overwritten by those in it.
+    /// Moves the start of the log proper past segments that recovery needs no more, never past
+    /// one that it needs: entries in an older segment may have been overwritten by those in it.
+    fn advance_log_start(&mut self) {
+        let spared = usize::from(planted(Bug::SegmentRecycledInUse));
+        while let Some(segment) = self.segment(self.log_start) {
+            let id = self.log_start;
+            let pinned = || self.groups.values().any(|group| group.pin == Some(id));
+            if segment.groups > spared || Some(id) >= self.restated || pinned() {
+                return;
+            }
+            self.log_start = SegmentId::new(id.number() + 1);
+        }
+    }
+
+    /// Lets go of the oldest segments: those before the log proper that hold no value that is
+    /// needed. Never one from the middle, so that numbers and positions have no gaps.
     pub(crate) fn retire_segments(&mut self) {
+        self.advance_log_start();
+        let values_from =
+            if planted(Bug::ValuesRetiredTooEarly) { self.log_start } else { self.values_from };
         while let Some(segment) = self.segments.front() {
             let id = SegmentId::new(segment.header.number);
-            let pinned = || self.groups.values().any(|group| group.pin == Some(id));
-            let spared = usize::from(planted(Bug::SegmentRecycledInUse));
-            if segment.groups > spared || Some(id) >= self.restated || pinned() {
+            if id >= self.log_start || id >= values_from {
                 return;
             }
             let Some(segment) = self.segments.pop_front() else { return };

@@ -22,7 +22,8 @@ pub struct Wal<D: Disk> {
     pub(crate) disk: D,
     pub(crate) options: Options,
     pub(crate) groups: GroupMap<Group>,
-    /// All segments from the oldest to the last one planned; numbers without gaps.
+    /// All segments from the oldest to the last one planned; numbers without gaps. Those before
+    /// `log_start` are kept for their values only.
     pub(crate) segments: VecDeque<Segment<D::File>>,
     /// Number and position of the segment after the last one in `segments`.
     pub(crate) next_number: u64,
@@ -48,11 +49,17 @@ pub struct Wal<D: Disk> {
     pub(crate) restated: Option<SegmentId>,
     /// Whether the records being put are those written again at a segment's start.
     pub(crate) restating: bool,
-    /// Releases that wait until everything before the first position is on disk.
-    pub(crate) releases: VecDeque<(Lsn, GroupId, Before)>,
+    /// The oldest segment that recovery has to read.
+    pub(crate) log_start: SegmentId,
+    /// No value is needed in segments before this one.
+    pub(crate) values_from: SegmentId,
+    /// Releases that wait until everything before their position is on disk.
+    pub(crate) releases: VecDeque<(Lsn, Release)>,
     /// Files to recycle or remove, oldest first.
     pub(crate) retired: VecDeque<Retired<D::File>>,
     pub(crate) released: Vec<SegmentId>,
+    /// Files in all up to which retired ones are kept.
+    pub(crate) files_kept: usize,
     pub(crate) task_running: bool,
     pub(crate) latched: bool,
     pub(crate) salts: Salts,
@@ -73,14 +80,27 @@ pub(crate) struct Segment<F> {
     pub(crate) file_bytes: u64,
     /// Groups that need something in it.
     pub(crate) groups: usize,
+    /// Whether its header was found on disk: without one nothing in it can be checked.
+    pub(crate) readable: bool,
+}
+
+/// Something that is needed no more once the log is durable up to a position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Release {
+    State(GroupId, Before),
+    ValuesBefore(SegmentId),
 }
 
 /// A file nothing needs any more.
+///
+/// A read may be under way in it. The file is held open until it is reused, and its name is gone
+/// before its bytes change, so the read ends on this file. Whatever it brings, decoding it ends
+/// with `Recycled`, because the segment is not known any more; should its number ever be known
+/// again, the bytes fail the test of the seed, which holds the salt of the new use.
 #[derive(Debug)]
 pub(crate) struct Retired<F> {
     pub(crate) name: String,
     pub(crate) segment: Option<SegmentId>,
-    /// Held so that reads under way end on the right file.
     pub(crate) _file: Option<F>,
     pub(crate) file_bytes: u64,
     /// Whether it may become a new segment.
@@ -111,9 +131,12 @@ impl<D: Disk> Wal<D> {
             recorded: Lsn::ZERO,
             restated: None,
             restating: false,
+            log_start: SegmentId::new(next_number),
+            values_from: SegmentId::default(),
             releases: VecDeque::new(),
             retired: VecDeque::new(),
             released: Vec::new(),
+            files_kept: 0,
             task_running: false,
             latched: false,
             salts,
@@ -203,7 +226,13 @@ impl<D: Disk> Wal<D> {
         active + ahead.map(|segment| segment.header.segment_bytes - BLOCK_BYTES as u64).sum::<u64>()
     }
 
-    /// Segments with content, oldest first.
+    /// The oldest segment of the log proper, from which on recovery reads everything. Those before
+    /// it, if there are any, are kept for their values only.
+    pub const fn log_start(&self) -> SegmentId {
+        self.log_start
+    }
+
+    /// Segments with content, oldest first: those kept for their values only, then the log proper.
     pub fn live_segments(&self) -> impl Iterator<Item = SegmentId> {
         let active = self.active;
         let ids = self.segments.iter().map(|segment| SegmentId::new(segment.header.number));

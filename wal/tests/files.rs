@@ -43,10 +43,10 @@ fn write_and_read_back_on_a_fresh_empty_directory() {
     let path = dir.path().join("not/yet/there");
     let disk = disk(&path);
     let mut seen = 0;
-    let (mut wal, report) = recover(disk.clone(), options(), &mut |_| seen += 1).expect("opens");
+    let (mut wal, report) = recover(disk.clone(), options(), &mut |_, _| seen += 1).expect("opens");
     assert_eq!((seen, report.segments), (0, 0));
     let records = [vote(1, 1, 1), entry(1, 1, 1, 3000), entry(1, 1, 2, 9000)];
-    wal.append(BatchSeq::new(1), &records);
+    wal.append(BatchSeq::new(1), &records, &mut Vec::new());
     assert_eq!(flush(&mut wal), Some(BatchSeq::new(1)));
 
     let ops = wal.locate(group(1), index(1), index(2), usize::MAX).expect("found");
@@ -65,7 +65,7 @@ fn write_and_read_back_on_a_fresh_empty_directory() {
 
     let mut recovered = Vec::new();
     let (_, report) =
-        recover(disk, options(), &mut |record| recovered.push(record)).expect("opens");
+        recover(disk, options(), &mut |_, record| recovered.push(record)).expect("opens");
     assert_eq!(recovered, records);
     assert!(report.is_clean() && report.torn.is_none(), "{report:?}");
 }
@@ -78,13 +78,13 @@ fn segments_are_recycled_and_restarts_go_on_on_real_files() {
     for boot in 0..3u64 {
         let mut recovered = Vec::new();
         let (mut wal, report) =
-            recover(disk(dir.path()), options(), &mut |record| recovered.push(record))
+            recover(disk(dir.path()), options(), &mut |_, record| recovered.push(record))
                 .expect("opens");
         assert!(report.is_clean(), "{report:?}");
         if boot > 0 {
             assert_eq!(Models::of(&recovered), Models::of(&all));
         } else {
-            wal.append(BatchSeq::new(0), &all);
+            wal.append(BatchSeq::new(0), &all, &mut Vec::new());
         }
         for at in boot * 100 + 1..=boot * 100 + 60 {
             let records: Vec<Record> = if at == boot * 100 + 1 {
@@ -93,9 +93,10 @@ fn segments_are_recycled_and_restarts_go_on_on_real_files() {
                 vec![entry(1, 3, at, 4096), purge(1, 3, at.saturating_sub(3).max(boot * 100))]
             };
             batch += 1;
-            wal.append(BatchSeq::new(batch), &records);
+            wal.append(BatchSeq::new(batch), &records, &mut Vec::new());
             all.extend(records);
             assert_eq!(flush(&mut wal), Some(BatchSeq::new(batch)));
+            wal.release_values_before(u64::MAX);
         }
         assert!(wal.take_released().len() > 2, "segments are recycled");
         let on_disk: u64 = std::fs::read_dir(dir.path())
@@ -112,7 +113,7 @@ fn unfinished_files_are_removed_and_foreign_ones_left_alone() {
     let dir = directory();
     std::fs::write(dir.path().join("spare-9.tmp"), b"half").expect("write");
     std::fs::write(dir.path().join("README"), b"hands off").expect("write");
-    let (_, report) = recover(disk(dir.path()), options(), &mut |_| {}).expect("opens");
+    let (_, report) = recover(disk(dir.path()), options(), &mut |_, _| {}).expect("opens");
     assert_eq!(report.cleared_files, ["spare-9.tmp"]);
     assert!(!dir.path().join("spare-9.tmp").exists());
     assert!(dir.path().join("README").exists());

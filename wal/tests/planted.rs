@@ -6,9 +6,11 @@ mod common;
 use std::io;
 use std::panic::catch_unwind;
 
-use common::{Rig, entry, group, options, purge, vote};
+use common::{Rig, entry, group, options, purge, value, vote};
 use coracle_raft::{Bug, plant};
-use coracle_wal::{Checkpoint, CheckpointWriter, Disk, MemDisk, Options, open_checkpoints};
+use coracle_wal::{
+    Checkpoint, CheckpointWriter, Disk, LoadError, MemDisk, Options, open_checkpoints,
+};
 
 /// Whether a scenario fails with the bug planted. Without it, it must not.
 fn is_found(bug: Bug, scenario: fn()) -> bool {
@@ -140,6 +142,49 @@ fn a_checkpoint_rots() {
     assert_eq!(checkpoints(&disk), [2]);
 }
 
+/// What recovery needs stands in the log proper, wherever that starts.
+fn the_log_starts_later() {
+    let mut rig = Rig::new();
+    rig.values_free = false;
+    rig.commit(&[vote(1, 1, 1), vote(2, 1, 1)]);
+    for at in 1..40 {
+        rig.commit(&[entry(1, 1, at, 3000), purge(1, 1, at - 1)]);
+    }
+    // An entry that is needed, in the middle of a segment; then two more segments.
+    rig.commit(&[entry(2, 1, 1, 100)]);
+    for at in 40..90 {
+        rig.commit(&[entry(1, 1, at, 3000), purge(1, 1, at - 1)]);
+    }
+    rig.idle();
+    let again = Rig::reopen(&rig.disk);
+    assert!(again.report.is_clean(), "{:?}", again.report);
+    assert!(again.report.value_segments > 0, "the log proper starts with the needed entry");
+    assert_eq!(again.models().group(2).entries.len(), 1, "an entry that is needed");
+}
+
+/// A value that somebody refers to outlives everything that recovery needs.
+fn an_old_value_is_needed() {
+    let mut rig = Rig::new();
+    rig.values_free = false;
+    let wanted = value(2, &[7; 500]);
+    rig.commit(std::slice::from_ref(&wanted));
+    let place = rig.places[0];
+    for at in 1..60 {
+        rig.commit(&[entry(1, 1, at, 3000), purge(1, 1, at)]);
+        assert_eq!(rig.read(place, 500).as_ref(), Ok(&wanted));
+    }
+}
+
+/// Rot in a value is found when the value is read.
+fn an_old_value_rots() {
+    let mut rig = Rig::new();
+    rig.commit(&[value(2, &[7; 500])]);
+    let place = rig.places[0];
+    rig.disk.flip("0000000001.seg", place.offset() as usize + 48 + 100, 0x10);
+    let read = rig.read(place, 500);
+    assert!(matches!(read, Err(LoadError::Damaged { .. })), "{read:?}");
+}
+
 #[test]
 fn scenarios_find_planted_bugs() {
     let cases: &[(Bug, fn())] = &[
@@ -155,6 +200,9 @@ fn scenarios_find_planted_bugs() {
         (Bug::DamageNotReported, an_old_record_rots),
         (Bug::CheckpointRenamedBeforeSync, power_fails_after_a_checkpoint),
         (Bug::CheckpointRemovesBoth, a_checkpoint_rots),
+        (Bug::LogStartTooLate, the_log_starts_later),
+        (Bug::ValuesRetiredTooEarly, an_old_value_is_needed),
+        (Bug::ValueReadUnchecked, an_old_value_rots),
     ];
     for &(bug, scenario) in cases {
         assert!(is_found(bug, scenario), "{} is not found", bug.name());

@@ -484,7 +484,7 @@ fn recovery_can_be_interrupted_anywhere() {
                 let disk = rig.disk.fork();
                 disk.fail(op, after, std::io::ErrorKind::Other);
                 let mut visited = Vec::new();
-                let opened = coracle_wal::recover(disk.clone(), options(), &mut |record| {
+                let opened = coracle_wal::recover(disk.clone(), options(), &mut |_, record| {
                     visited.push(record);
                 });
                 let failed = match opened {

@@ -66,7 +66,7 @@ fn no_space_for_a_segment_is_retried_and_other_failures_are_final() {
     ];
     for (op, kind, latches) in cases {
         let disk = MemDisk::new();
-        let (mut wal, _) = recover(disk.clone(), options(), &mut |_| {}).expect("opens");
+        let (mut wal, _) = recover(disk.clone(), options(), &mut |_, _| {}).expect("opens");
         disk.fail(op, 0, kind);
         let error = wal.prepare_segments().expect_err("it fails");
         assert_eq!(wal.is_latched(), latches, "{op:?} {kind:?}: {error}");
@@ -160,8 +160,8 @@ fn largest_payload_fits_with_all_groups() {
 
 #[test]
 fn next_write_waits_for_a_segment() {
-    let (mut wal, _) = recover(MemDisk::new(), options(), &mut |_| {}).expect("opens");
-    wal.append(BatchSeq::new(1), &[entry(1, 1, 1, 10)]);
+    let (mut wal, _) = recover(MemDisk::new(), options(), &mut |_, _| {}).expect("opens");
+    wal.append(BatchSeq::new(1), &[entry(1, 1, 1, 10)], &mut Vec::new());
     assert!(!wal.can_seal());
     assert!(wal.next_write().is_none(), "no segment is prepared");
     assert!(wal.pending_bytes() > 0);
@@ -304,13 +304,14 @@ fn entries_not_on_disk_and_damaged_entries_are_refused() {
     assert_eq!(ops.len(), 1);
     let bytes = rig.disk.contents("0000000001.seg").expect("the segment");
     let block = bytes[4096..8192].to_vec();
-    for at in 64..64 + 148 {
+    // The segment says first where the log starts.
+    for at in 112..112 + 148 {
         let mut bad = block.clone();
         bad[at] ^= 4;
         let result = rig.wal.decode_entries(&ops, &[bad]);
         assert!(matches!(result, Err(LoadError::Damaged { .. })), "{at}: {result:?}");
     }
-    for len in 0..64 + 148 {
+    for len in 0..112 + 148 {
         let result = rig.wal.decode_entries(&ops, &[&block[..len]]);
         assert!(result.is_err(), "{len}");
     }
@@ -378,7 +379,7 @@ fn inspect_changes_nothing() {
     let before: Vec<_> = names.iter().map(|name| rig.disk.contents(name)).collect();
     let mut records = Vec::new();
     let report =
-        coracle_wal::inspect(&rig.disk, None, &mut |record| records.push(record)).expect("read");
+        coracle_wal::inspect(&rig.disk, None, &mut |_, record| records.push(record)).expect("read");
     assert_eq!(records, [vote(1, 1, 1), entry(1, 1, 1, 10)]);
     assert_eq!(report.records, 2);
     let after: Vec<_> = names.iter().map(|name| rig.disk.contents(name)).collect();

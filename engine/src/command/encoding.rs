@@ -218,6 +218,23 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// Bytes of a command with two arguments beside these.
+    pub(crate) const AROUND_PAIR: usize = HEADER_BYTES + 8;
+
+    /// Argument `n` of a command as a range of its encoding; `None` if there is none.
+    pub(crate) fn find(bytes: &[u8], n: usize) -> Option<(usize, usize)> {
+        let mut start = HEADER_BYTES;
+        for arg in 0.. {
+            let len = bytes.get(start..)?.first_chunk::<4>()?;
+            let (first, end) = (start + 4, start + 4 + u32::from_le_bytes(*len) as usize);
+            if arg == n {
+                return (end <= bytes.len()).then_some((first, end));
+            }
+            start = end;
+        }
+        None
+    }
+
     /// Checks the whole encoding: `None` if any part of it is not as [`Header::encode`] makes it.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, mut rest) = bytes.split_at_checked(HEADER_BYTES)?;

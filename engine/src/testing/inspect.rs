@@ -30,7 +30,7 @@ pub struct Content {
     pub keys: u64,
     /// Those that will expire.
     pub keys_with_expiry: u64,
-    /// Bytes of keys, values and indexes.
+    /// Bytes of keys and values.
     pub bytes: u64,
     /// Milliseconds of the log clock.
     pub log_clock: u64,
@@ -55,23 +55,23 @@ impl Core {
             forwards_bytes: self.forwards.bytes(),
             parked: self.parked.len(),
             parked_bytes: self.parked.bytes(),
-            memory_bytes: self.memory_bytes,
+            memory_bytes: self.memory_bytes() as usize,
         }
     }
 
     /// What a group's replica here holds, and the index of the last entry that is in it. `None`
     /// if there is no replica, or if some of its shards came from a snapshot and hold more than
-    /// is applied. Reads every value.
+    /// is applied, or wait for a value and hold less. Looks at every key.
     pub fn content(&self, group: GroupId) -> Option<(LogIndex, Content)> {
         let group = &self.groups[self.place(group)?];
-        if group.is_ahead() {
+        if group.is_ahead() || !group.stalls.is_empty() {
             return None;
         }
         let content = Content {
             digest: group.store.digest(),
             keys: group.store.keys(),
             keys_with_expiry: group.store.keys_with_expiry(),
-            bytes: group.store.bytes() as u64,
+            bytes: group.store.totals().data as u64,
             log_clock: group.store.clock(),
         };
         Some((group.applied(), content))

@@ -207,20 +207,31 @@ fn an_interrupted_snapshot_is_begun_again() {
 
 /// Records that do not add up make a group unfit: it is left out instead of forgetting.
 #[test]
-fn a_group_whose_records_do_not_add_up_is_left_out() {
+pub(super) fn a_group_whose_records_do_not_add_up_is_left_out() {
     let mut cluster = cluster(1, 1);
-    write_some(&mut cluster, addr(1, 0), 0, 100);
-    full_checkpoint(&mut cluster, 1 << 20, 2);
-    let records: Vec<Record> = cluster.disk(addr(1, 0)).cloned().collect();
-    let recover = |keep: &dyn Fn(&Record) -> bool| {
-        let mut recovery = crate::Recovery::new(cluster.map().clone(), addr(1, 0));
-        records.iter().filter(|record| keep(record)).for_each(|r| recovery.record(r.clone()));
+    for part in 0..4 {
+        write_some(&mut cluster, addr(1, 0), part * 30, part * 30 + 30);
+        full_checkpoint(&mut cluster, 1 << 20, 1);
+    }
+    cluster.run(20);
+    let at = addr(1, 0);
+    let records: Vec<Record> = cluster.disk(at).cloned().collect();
+    let recover = |files: usize, keep: &dyn Fn(&Record) -> bool| {
+        let mut recovery = crate::Recovery::new(cluster.map().clone(), at);
+        for (number, sections) in cluster.files(at).take(files) {
+            sections.iter().for_each(|section| recovery.section(number, section));
+        }
+        let place = coracle_raft::Place::new(1, 0);
+        records.iter().filter(|record| keep(record)).for_each(|record| {
+            recovery.record(place, record.clone());
+        });
         recovery.damaged().into_values().next()
     };
-    assert_eq!(recover(&|_| true), None);
-    let why = recover(&|record| !matches!(record, Record::State { .. })).unwrap();
+    assert_eq!(recover(2, &|_| true), None);
+    assert_eq!(recover(1, &|_| true), None, "the log reaches back to the older checkpoint");
+    let why = recover(0, &|_| true).unwrap();
     assert!(why.contains("has no snapshot"), "{why}");
-    let why = recover(&|record| !matches!(record, Record::Purge { .. })).unwrap();
+    let why = recover(2, &|record| !matches!(record, Record::Purge { .. })).unwrap();
     assert!(why.contains("are missing"), "{why}");
     let mut recovery = crate::Recovery::new(cluster.map().clone(), addr(1, 0));
     recovery.mark_damaged(GroupId::new(0), "bad sector");
@@ -248,6 +259,7 @@ fn a_restarted_leader_and_a_replica_far_behind_are_a_quorum() {
             cluster.checkpoint(2000);
             write_some(&mut cluster, leader, 300 + part, 301 + part);
         }
+        cluster.run(20);
         cluster.kill(leader.node.get());
         cluster.kill(dead.node.get());
         cluster.start(leader.node.get());

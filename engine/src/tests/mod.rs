@@ -11,6 +11,7 @@ mod pipeline;
 #[cfg(feature = "planted")]
 mod planted;
 mod routing;
+mod values;
 
 use crate::Reply;
 

@@ -8,7 +8,9 @@ use super::show;
 use crate::testing::{Cluster, ClusterOptions, addr};
 use crate::{ReadMode, Token, Via};
 
-const KEYS: u64 = 3;
+const KEYS: u64 = 4;
+/// What one increment of a key with a long value appends: such a counter's number is its length.
+const MARK: [u8; 90] = [b'i'; 90];
 
 /// What is known of one command.
 struct Call {
@@ -26,6 +28,20 @@ struct Counter {
     acked: Vec<i64>,
     unknown: i64,
     largest_acked: i64,
+}
+
+const fn is_long(key: u64) -> bool {
+    key % 2 == 1
+}
+
+/// The number of a counter in an answer.
+fn number(key: u64, shown: &str) -> i64 {
+    match shown.as_bytes()[0] {
+        b'_' => 0,
+        b':' if is_long(key) => shown[1..].parse::<i64>().unwrap() / MARK.len() as i64,
+        b'$' if is_long(key) => ((shown.len() - 1) / MARK.len()) as i64,
+        _ => shown[1..].parse().unwrap(),
+    }
 }
 
 struct Random(u64);
@@ -59,6 +75,9 @@ impl Run {
         };
         let configure: fn(&mut crate::CoreConfig) = |config| {
             config.cache_bytes_max = 512 << 10;
+            // Long values are written out at once, and half of all runs keep none in memory.
+            config.computed_bytes_max = 200;
+            config.value_cache_bytes_max = (config.seed as usize % 2) * 4096;
             config.forward_timeout_ticks = 60;
         };
         Self {
@@ -81,8 +100,11 @@ impl Run {
         let write = self.random.below(3) > 0;
         let floor = self.counters.entry(key).or_default().largest_acked;
         let name = format!("n{key}");
-        let args: &[&[u8]] =
-            if write { &[b"INCR", name.as_bytes()] } else { &[b"GET", name.as_bytes()] };
+        let args: &[&[u8]] = match (write, is_long(key)) {
+            (true, true) => &[b"APPEND", name.as_bytes(), &MARK],
+            (true, false) => &[b"INCR", name.as_bytes()],
+            (false, _) => &[b"GET", name.as_bytes()],
+        };
         let mode = if self.random.below(2) == 0 { ReadMode::Leader } else { ReadMode::AnyReplica };
         let cores = u64::from(self.cluster.map().core_count());
         let at = addr(node, self.random.below(cores) as u16);
@@ -107,8 +129,8 @@ impl Run {
                     shown.starts_with("-TRYAGAIN") || shown.starts_with("-CLUSTERDOWN"),
                     "seed {seed}: {shown}"
                 ),
-                first => {
-                    let number = if first == b'_' { 0 } else { shown[1..].parse().unwrap() };
+                _ => {
+                    let number = number(call.key, &shown);
                     // Everything acknowledged before this was sent must be in it.
                     assert!(number >= call.floor, "seed {seed}: stale {shown} < {}", call.floor);
                     if call.write {
@@ -199,7 +221,7 @@ impl Run {
         for key in 0..KEYS {
             let counter = self.counters.entry(key).or_default();
             let got = show(&self.cluster.call(addr(1, 0), &format!("GET n{key}")));
-            let value: i64 = got[1..].parse().unwrap_or(0);
+            let value = number(key, &got);
             let acked = counter.acked.len() as i64;
             assert!(acked <= value, "seed {seed}: {acked} acknowledged, {value} counted");
             let most = acked + counter.unknown;

@@ -17,9 +17,9 @@ use coracle_sim::report::Counters;
 use coracle_sim::run::{Options, Outcome, catch_panics, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A history may be too dear to check: finding out whether it is linearizable is NP-complete (Gibbons
-/// and Korach, SIAM J. Comput. 1997), and bursts of unknown outcomes on one key bring that home.
-/// At most one run in so many may end like that, or the sweep shows too little.
+/// A history may be too dear to check: finding out whether it is linearizable is NP-complete
+/// (Gibbons and Korach, SIAM J. Comput. 1997), and bursts of unknown outcomes on one key bring that
+/// home. At most one run in so many may end like that, or the sweep shows too little.
 const UNDECIDED_ONE_IN: u64 = 500;
 
 /// One run that is wanted.

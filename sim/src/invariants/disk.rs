@@ -35,7 +35,7 @@ impl Disk {
             Record::Entry { entry, .. } => self.now.log.append(entry.position()),
             Record::HardState { hard_state, .. } => self.now.hard_state = *hard_state,
             Record::Purge { base, .. } => self.now.log.cut(*base),
-            Record::State { .. } => {}
+            Record::State { .. } | Record::Value { .. } => {}
         }
     }
 

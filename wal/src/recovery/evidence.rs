@@ -148,6 +148,10 @@ pub(crate) fn each_piece<D: Disk>(
 
 impl Evidence {
     fn record(&mut self, header: &RecordHeader, payload_ok: bool, here: Loss) {
+        if matches!(header.kind, RecordKind::LogStart { .. }) {
+            // Of no group.
+            return;
+        }
         self.records += u64::from(payload_ok);
         let group = self.groups.entry(header.group).or_default();
         let first = group.seq == 0;
@@ -183,7 +187,11 @@ impl Evidence {
                 group.base = None;
                 group.void_before = here.lsn;
             }
-            RecordKind::Entry { .. } | RecordKind::HardState(_) | RecordKind::State => {}
+            RecordKind::Entry { .. }
+            | RecordKind::HardState(_)
+            | RecordKind::State
+            | RecordKind::Value
+            | RecordKind::LogStart { .. } => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! Opening a log: what is in it, what is damaged, where to go on.
 //!
-//! Three passes over the files. The first finds the batches and decides where the log ends
+//! Three passes over the log proper; of older segments, which are kept for their values, only the
+//! headers are read. The first finds the batches and decides where the log ends
 //! (`scan`), the second finds out which groups lost something (`evidence`), the third hands out
 //! the records (`deliver`). Then the files are put in order (`repair`).
 
@@ -8,20 +9,26 @@ mod deliver;
 mod evidence;
 mod repair;
 mod report;
-mod salvage;
+pub(crate) mod salvage;
 mod scan;
+mod start;
 
-use coracle_raft::Record;
+use coracle_raft::{Place, Record};
 
 pub use report::{Damage, DamageKind, RecoveryReport, Torn};
 
 use crate::{Disk, Identity, Options, RecoverError, Wal};
 
-/// Opens the log in a directory, an empty one included, and calls `visit` with its records.
+/// Opens the log in a directory, an empty one included, and calls `visit` with the records of the
+/// log proper, see [`Wal::log_start`], and where they stand.
 ///
 /// What `visit` sees of one group: first a purge, if its log does not start at 1; then its hard
-/// states, entries after the base and state records in the order they were appended. Of a damaged
-/// group it sees only what was appended before the damage, and all later hard states.
+/// states, entries after the base, state records and values in the order they were appended. Of a
+/// damaged group it sees only what was appended before the damage, and all later hard states. The
+/// place of that first purge means nothing: what it says may stand in several.
+///
+/// Values may be needed that stand before the log proper. No segment is let go before
+/// [`Wal::release_values_before`] tells which are not.
 ///
 /// The log goes on in a fresh segment: run [`Wal::wanted_segments`] or [`Wal::prepare_segments`].
 ///
@@ -30,12 +37,12 @@ use crate::{Disk, Identity, Options, RecoverError, Wal};
 pub fn recover<D: Disk>(
     disk: D,
     options: Options,
-    visit: &mut dyn FnMut(Record),
+    visit: &mut dyn FnMut(Place, Record),
 ) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
     options.validate()?;
     let mut report = RecoveryReport::default();
     let mut reader = scan::Reader::new(&disk);
-    let survey = scan::survey(&mut reader, Some(options.identity), &mut report)?;
+    let survey = start::survey(&mut reader, Some(options.identity), &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
     if evidence.groups.len() > options.groups_max {
         let (found, limit) = (evidence.groups.len(), options.groups_max);
@@ -55,11 +62,11 @@ pub fn recover<D: Disk>(
 pub fn inspect<D: Disk>(
     disk: &D,
     identity: Option<Identity>,
-    visit: &mut dyn FnMut(Record),
+    visit: &mut dyn FnMut(Place, Record),
 ) -> Result<RecoveryReport, RecoverError> {
     let mut report = RecoveryReport::default();
     let mut reader = scan::Reader::new(disk);
-    let survey = scan::survey(&mut reader, identity, &mut report)?;
+    let survey = start::survey(&mut reader, identity, &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
     deliver::deliver(&mut reader, &survey, &evidence, visit)?;
     report.unreadable_blocks = reader.unreadable_blocks();

@@ -40,6 +40,9 @@ pub(crate) fn open<D: Disk>(
         let segment = keep(&wal, scan, last.map(|span| span.end))?;
         wal.segments.push_back(segment);
     }
+    if kept > 0 {
+        wal.log_start = survey.segments[survey.log_start].id;
+    }
     wal.active = wal.segments.back().map(|segment| SegmentId::new(segment.header.number));
     // Nothing is added to an old segment: what may be left there of a write that was cut off
     // can never meet a new one under the same salt.
@@ -112,7 +115,8 @@ fn keep<D: Disk>(
         first_lsn: scan.first_lsn,
         segment_bytes: scan.segment_bytes,
     });
-    Ok(Segment { header, file: Some(file), file_bytes, groups: 0 })
+    let readable = scan.header.is_some();
+    Ok(Segment { header, file: Some(file), file_bytes, groups: 0, readable })
 }
 
 /// Takes over what the log says about the groups.

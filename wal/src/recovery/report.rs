@@ -12,6 +12,9 @@ use crate::Lsn;
 pub struct RecoveryReport {
     /// Segment files with content.
     pub segments: usize,
+    /// How many of them are kept for their values only: the oldest ones. Of these only the headers
+    /// are read; batches, records and bytes are counted in the others.
+    pub value_segments: usize,
     /// Batches, damaged ones included.
     pub batches: u64,
     /// Whole records.
@@ -33,6 +36,9 @@ pub struct RecoveryReport {
     /// proven whole or listed in `damaged`; a group without any record in the log may have lost
     /// all of them here.
     pub unattributed: Vec<Damage>,
+    /// Segments kept for their values whose headers cannot be read: no value in them can be. No
+    /// group is damaged by that.
+    pub values_damaged: Vec<Damage>,
     /// Damage that hit only what was overwritten or purged later.
     pub healed: u64,
     /// Blocks of 4 KiB that the disk refused to read.
@@ -54,7 +60,7 @@ impl RecoveryReport {
             || (!self.unattributed.is_empty() && self.groups.binary_search(&group).is_err())
     }
 
-    /// Whether nothing is damaged.
+    /// Whether no group is damaged.
     pub fn is_clean(&self) -> bool {
         self.damaged.is_empty() && self.unattributed.is_empty()
     }

@@ -1,11 +1,11 @@
-//! First pass: the batches of all segments, the watermark, and where the log ends.
+//! First pass: the segments, their batches, how they follow each other, and where the log ends.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use coracle_raft::{Bug, planted};
 
-use super::report::{RecoveryReport, Torn};
+use super::report::Torn;
 use super::salvage::{self, Frame};
 use crate::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FORMAT_VERSION, Lsn, SegmentHeader,
@@ -70,7 +70,9 @@ impl Span {
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     pub(crate) segments: Vec<SegmentScan>,
-    /// In log order, up to the end of the log.
+    /// Index of the first segment of the log proper.
+    pub(crate) log_start: usize,
+    /// In log order, from the start of the log proper to the end of the log.
     pub(crate) spans: Vec<Span>,
     pub(crate) watermark: Lsn,
     /// Files that are being made or put aside.
@@ -141,40 +143,8 @@ impl<'a, D: Disk> Reader<'a, D> {
     }
 }
 
-/// Reads all segments and finds the log in them.
-pub(crate) fn survey<D: Disk>(
-    reader: &mut Reader<'_, D>,
-    identity: Option<Identity>,
-    report: &mut RecoveryReport,
-) -> Result<Survey, RecoverError> {
-    let mut survey = list(reader, identity)?;
-    let mut parts = Vec::with_capacity(survey.segments.len());
-    for at in 0..survey.segments.len() {
-        let bytes = reader.load(&survey.segments, at)?;
-        parts.push(walk(at, &survey.segments[at], bytes));
-    }
-    survey.spans = link(&survey.segments, parts);
-    let durable = survey.spans.iter().filter_map(|span| span.batch().map(|batch| batch.durable));
-    survey.watermark = durable.max().unwrap_or_default();
-    report.watermark = survey.watermark;
-    report.torn = cut(&mut survey, reader.disk);
-    if report.torn.is_none() {
-        report.torn = traces(reader, &survey)?;
-    }
-    let last = survey.spans.last();
-    let start = survey.segments.first().map(|segment| segment.first_lsn.plus(BLOCK));
-    report.end = last
-        .map(|span| survey.segments[span.segment].first_lsn.plus(span.end))
-        .or(start)
-        .unwrap_or_default();
-    report.segments = last.map_or(0, |span| span.segment + 1);
-    report.batches = survey.spans.iter().filter(|span| span.batch().is_some()).count() as u64;
-    report.bytes = survey.spans.iter().map(|span| span.end - span.offset).sum();
-    Ok(survey)
-}
-
 /// Finds the segments and reads their headers.
-fn list<D: Disk>(
+pub(super) fn list<D: Disk>(
     reader: &Reader<'_, D>,
     identity: Option<Identity>,
 ) -> Result<Survey, RecoverError> {
@@ -282,7 +252,7 @@ fn place<D: Disk>(
 }
 
 /// The batches of one segment. What stands after the last valid batch header is no span.
-fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> {
+pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> {
     let span = |range: Range<u64>, kind| Span {
         segment: at,
         offset: range.start,
@@ -325,14 +295,12 @@ fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> {
 }
 
 /// Joins the segments: a batch names the one before it, so a segment that ends too early, or that
-/// goes on with the remains of a write that was cut off, is found.
-fn link(segments: &[SegmentScan], parts: Vec<Vec<Span>>) -> Vec<Span> {
-    let last_used = parts.iter().rposition(|part| !part.is_empty());
+/// goes on with the remains of a write that was cut off, is found. `parts` are those of the
+/// segments from the one at `start` on; what is before it counts as gone.
+pub(super) fn link(segments: &[SegmentScan], start: usize, parts: Vec<Vec<Span>>) -> Vec<Span> {
+    let used = parts.iter().rposition(|part| !part.is_empty()).map_or(0, |last| last + 1);
     let mut spans: Vec<Span> = Vec::new();
-    for (at, mut part) in parts.into_iter().enumerate() {
-        if Some(at) > last_used {
-            break;
-        }
+    for (at, mut part) in (start..).zip(parts.into_iter().take(used)) {
         if part.is_empty() {
             // Later segments are in use: this one was too.
             part.push(hole_behind(segments, at, BLOCK));
@@ -373,7 +341,7 @@ fn drop_remains(spans: &mut Vec<Span>, prev: Lsn) {
 }
 
 /// Cuts the log at the first bad place that was in flight. What is bad before it is damage.
-fn cut<D: Disk>(survey: &mut Survey, disk: &D) -> Option<Torn> {
+pub(super) fn cut<D: Disk>(survey: &mut Survey, disk: &D) -> Option<Torn> {
     let watermark = survey.watermark;
     let spans = &survey.spans;
     let in_flight = |at: usize| match spans[at].kind {
@@ -407,7 +375,7 @@ fn cut<D: Disk>(survey: &mut Survey, disk: &D) -> Option<Torn> {
 }
 
 /// Looks behind the end for remains of a write whose batch header never reached the disk.
-fn traces<D: Disk>(
+pub(super) fn traces<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
 ) -> Result<Option<Torn>, RecoverError> {

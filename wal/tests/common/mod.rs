@@ -1,14 +1,17 @@
 //! A log on a memory disk, a driver for it, and a model of what it must give back.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod store;
+
 use std::collections::BTreeMap;
 
 use coracle_raft::{
-    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload, Record,
-    Term,
+    BatchSeq, Entry, EntryKind, GroupId, HardState, LogIndex, LogPosition, NodeId, Payload, Place,
+    Record, Term,
 };
 use coracle_wal::{
-    Disk, Identity, MemDisk, Options, RecoverError, RecoveryReport, Wal, WriteOp, recover,
+    Decoded, Disk, Identity, LoadError, MemDisk, Options, RecoverError, RecoveryReport, SegmentId,
+    Wal, WriteOp, recover,
 };
 
 pub fn options() -> Options {
@@ -73,6 +76,10 @@ pub fn state(of: u32, bytes: &[u8]) -> Record {
     Record::State { group: group(of), payload: payload(bytes.to_vec()) }
 }
 
+pub fn value(of: u32, bytes: &[u8]) -> Record {
+    Record::Value { group: group(of), payload: payload(bytes.to_vec()) }
+}
+
 /// What the records of one group mean.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
@@ -80,6 +87,7 @@ pub struct Model {
     pub base: Option<LogPosition>,
     pub entries: BTreeMap<u64, Entry>,
     pub states: Vec<Vec<u8>>,
+    pub values: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +109,7 @@ impl Models {
             }
             Record::HardState { hard_state, .. } => model.hard_state = Some(*hard_state),
             Record::State { payload, .. } => model.states.push(payload.bytes().to_vec()),
+            Record::Value { payload, .. } => model.values.push(payload.bytes().to_vec()),
             Record::Purge { base, .. } => {
                 let old = model.base.map_or(0, |base| base.index.get());
                 let at = base.index.get();
@@ -144,7 +153,13 @@ pub struct Rig {
     pub wal: Wal<MemDisk>,
     pub report: RecoveryReport,
     pub recovered: Vec<Record>,
+    /// Where those stand.
+    pub recovered_places: Vec<Place>,
+    /// Where what was appended stands.
+    pub places: Vec<Place>,
     pub batch: u64,
+    /// Whether nobody refers to any value.
+    pub values_free: bool,
 }
 
 impl Rig {
@@ -153,11 +168,14 @@ impl Rig {
     }
 
     pub fn open(disk: MemDisk, options: Options) -> Result<Self, RecoverError> {
-        let mut recovered = Vec::new();
-        let (mut wal, report) =
-            recover(disk.clone(), options, &mut |record| recovered.push(record))?;
+        let (mut recovered, mut recovered_places) = (Vec::new(), Vec::new());
+        let (mut wal, report) = recover(disk.clone(), options, &mut |place, record| {
+            recovered_places.push(place);
+            recovered.push(record);
+        })?;
         wal.prepare_segments().expect("the disk has room");
-        Ok(Self { disk, wal, report, recovered, batch: 0 })
+        let (places, batch, values_free) = (Vec::new(), 0, true);
+        Ok(Self { disk, wal, report, recovered, recovered_places, places, batch, values_free })
     }
 
     pub fn reopen(disk: &MemDisk) -> Self {
@@ -171,7 +189,7 @@ impl Rig {
     pub fn append(&mut self, records: &[Record]) -> BatchSeq {
         self.batch += 1;
         let batch = BatchSeq::new(self.batch);
-        self.wal.append(batch, records);
+        self.wal.append(batch, records, &mut self.places);
         batch
     }
 
@@ -182,7 +200,11 @@ impl Rig {
     }
 
     pub fn done(&mut self, op: WriteOp) -> Option<BatchSeq> {
-        self.wal.written(op.id, Ok(op.len), op.buffer).expect("no error")
+        let durable = self.wal.written(op.id, Ok(op.len), op.buffer).expect("no error");
+        if self.values_free {
+            self.wal.release_values_before(u64::MAX);
+        }
+        durable
     }
 
     /// Writes everything that is pending, preparing segments as needed.
@@ -224,6 +246,60 @@ impl Rig {
             })
             .collect();
         self.wal.decode_entries(&ops, &buffers).expect("decoded")
+    }
+}
+
+impl Rig {
+    /// The record in `place`, if its payload is guessed to have this length.
+    pub fn read(&self, place: Place, payload_len: usize) -> Result<Record, LoadError> {
+        let mut read = self.wal.locate_value(place, payload_len)?;
+        loop {
+            let buffer = self.bytes(read.segment, read.offset, read.len);
+            match self.wal.decode_value(&read, &buffer)? {
+                Decoded::Record(record) => return Ok(record),
+                Decoded::Longer(longer) => {
+                    assert!(longer.len > read.len, "{longer:?} after {read:?}");
+                    read = longer;
+                }
+            }
+        }
+    }
+
+    /// Commands and values of a segment, read in parts of about this size, and whether it is
+    /// damaged. `None` if it cannot be scanned.
+    pub fn scan(&self, segment: u64, bytes: usize) -> Option<(Vec<(Place, Record)>, bool)> {
+        let (mut records, mut damaged) = (Vec::new(), false);
+        let mut from = 0;
+        for _ in 0..10_000 {
+            let read = self.wal.locate_scan(segment, from, bytes)?;
+            let buffer = self.bytes(read.segment, read.offset, read.len);
+            let scanned = self.wal.decode_scan(&read, &buffer);
+            records.extend(scanned.records);
+            damaged |= scanned.damaged;
+            match scanned.next {
+                Some(next) => from = next,
+                None => return Some((records, damaged)),
+            }
+        }
+        panic!("the scan of segment {segment} does not end");
+    }
+
+    /// Reads as a driver does.
+    pub fn bytes(&self, segment: SegmentId, offset: u64, len: usize) -> Vec<u8> {
+        assert!(offset.is_multiple_of(4096) && len.is_multiple_of(4096), "{offset} {len}");
+        let mut buffer = vec![0; len];
+        let file = self.wal.file(segment).expect("the file of a read is open");
+        let read = self.disk.read_at(file, offset, &mut buffer).expect("read");
+        buffer.truncate(read);
+        buffer
+    }
+
+    pub fn live(&self) -> Vec<u64> {
+        self.wal.live_segments().map(SegmentId::number).collect()
+    }
+
+    pub fn log_start(&self) -> u64 {
+        self.wal.log_start().number()
     }
 }
 

@@ -1,0 +1,195 @@
+//! How one group's committed entries and confirmed reads reach its store: in order within each
+//! shard, while shards that wait for a value let the others pass.
+
+use std::collections::VecDeque;
+
+use coracle_raft::{Bug, Entry, EntryKind, Payload, Place, planted};
+
+use crate::apply::{self, Command, FOREIGN_SLOT, NotYet, Values, Wanted};
+use crate::cold::Waiter;
+use crate::command::encoding::{Op, View};
+use crate::group::{Cold, Committed, Group, Tally, Turn};
+use crate::stall::Stalled;
+use crate::task::{Outbox, Task, uncertain};
+use crate::{ReadMode, Reply};
+
+/// Entries applied by one group in one turn.
+const APPLY_ENTRIES_PER_TURN: usize = 2048;
+/// Bytes applied by one group in one turn.
+const APPLY_BYTES_PER_TURN: usize = 8 << 20;
+
+impl Group {
+    /// Applies a bounded part of what is committed.
+    pub(crate) fn apply(&mut self, turn: &mut Turn<'_>) {
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < APPLY_ENTRIES_PER_TURN && bytes < APPLY_BYTES_PER_TURN && self.can_apply() {
+            let Some(Committed { entry, task }) = self.queue.pop_front() else { break };
+            assert_eq!(entry.index, self.applied.next(), "entries are applied one by one");
+            bytes += entry.size_bytes();
+            count += 1;
+            self.applied = entry.index;
+            if entry.kind == EntryKind::Command {
+                self.apply_command(entry, task, turn);
+            }
+        }
+        self.queue_bytes -= bytes;
+        turn.tally.applied += count as u64;
+        if count > 0 {
+            self.places.forget(self.applied);
+            self.raft.applied(self.applied);
+            if self.purged > self.raft.base().index && self.purged <= self.applied {
+                self.raft.compact(self.purged);
+            }
+            self.reads.applied(self.applied, turn.serve);
+        }
+    }
+
+    fn apply_command(&mut self, entry: Entry, task: Option<Task>, turn: &mut Turn<'_>) {
+        let place = self.places.get(entry.position()).expect("entries are applied once placed");
+        let Some(view) = View::parse(entry.payload.bytes()) else {
+            if let Some(task) = task {
+                turn.out.reply(task.origin, Reply::error("ERR malformed log entry"));
+            }
+            return;
+        };
+        if planted(Bug::ExpiryByWallClock) {
+            self.store.advance_clock(turn.now.0);
+        }
+        self.store.advance_clock(view.at.0);
+        let clock = self.store.clock();
+        if view.op == Op::Clock {
+            for shard in 0..self.store.shards().len() {
+                if self.stalls.holds(shard) {
+                    self.stalls.push(shard, Stalled::Sweep { index: entry.index, clock });
+                } else {
+                    self.store.sweep(shard, entry.index, clock);
+                }
+            }
+            return;
+        }
+        let Some(shard) = self.store.place(view.slot) else {
+            if let Some(task) = task {
+                turn.out.reply(task.origin, Reply::error(FOREIGN_SLOT));
+            }
+            return;
+        };
+        let stalled = Stalled::Write { entry, place, clock, task };
+        if self.stalls.holds(shard) && !planted(Bug::StalledShardOvertaken) {
+            self.stalls.push(shard, stalled);
+        } else if let Some((wanted, first)) = self.execute(shard, stalled, &[], turn) {
+            self.stall(shard, wanted, first, VecDeque::new(), turn);
+        }
+    }
+
+    /// Does what stands in a shard's line; gives it back with the value that it lacks.
+    fn execute(
+        &mut self,
+        shard: usize,
+        stalled: Stalled,
+        fetched: &[(Place, Payload)],
+        turn: &mut Turn<'_>,
+    ) -> Option<(Wanted, Stalled)> {
+        match stalled {
+            Stalled::Write { entry, place, clock, task } => {
+                let view = View::parse(entry.payload.bytes())?;
+                let (payload, index, asked) = (&entry.payload, entry.index, task.is_some());
+                let command = Command { view, payload, place, index, clock, asked };
+                let mut dirty = Vec::new();
+                let mut values = Values { cache: turn.cache, fetched, dirty: &mut dirty };
+                match apply::write(&mut self.store, shard, &mut values, command) {
+                    Ok(reply) => {
+                        self.dirty_keys.extend(dirty.into_iter().map(|key| (shard, key)));
+                        if let Some(task) = task {
+                            turn.out.reply(task.origin, reply);
+                        }
+                    }
+                    Err(wanted) => {
+                        return Some((wanted, Stalled::Write { entry, place, clock, task }));
+                    }
+                }
+            }
+            Stalled::Sweep { index, clock } => self.store.sweep(shard, index, clock),
+            Stalled::Read(task) => turn.serve.push(task),
+        }
+        None
+    }
+
+    fn stall(
+        &mut self,
+        shard: usize,
+        wanted: Wanted,
+        first: Stalled,
+        rest: VecDeque<Stalled>,
+        turn: &mut Turn<'_>,
+    ) {
+        turn.cold.push(Cold::Other(Waiter::Shard(shard), wanted.clone()));
+        self.stalls.begin(shard, wanted, first, rest);
+    }
+
+    /// Goes on with the shards whose value has come.
+    pub(crate) fn wake_shards(&mut self, turn: &mut Turn<'_>) {
+        for (shard, place, payload) in std::mem::take(&mut self.woken) {
+            let mut line = self.stalls.end(shard);
+            let fetched = [(place, payload)];
+            while let Some(next) = line.pop_front() {
+                if let Some((wanted, first)) = self.execute(shard, next, &fetched, turn) {
+                    self.stall(shard, wanted, first, line, turn);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// A shard came from a snapshot that holds all that its line would do.
+    pub(crate) fn drop_line(&mut self, shard: usize, out: &mut Outbox, tally: &mut Tally) {
+        for stalled in self.stalls.end(shard) {
+            match stalled {
+                Stalled::Write { task: Some(task), .. } => {
+                    tally.uncertain += 1;
+                    out.reply(task.origin, uncertain("a snapshot holds the result of the write"));
+                }
+                Stalled::Read(task) => self.warmed.push(task),
+                Stalled::Write { task: None, .. } | Stalled::Sweep { .. } => {}
+            }
+        }
+    }
+
+    /// Asks again for the values that shards wait for.
+    pub(crate) fn stalled_wants(&self) -> Vec<(usize, Wanted)> {
+        self.stalls.wanted().map(|(shard, wanted)| (shard, wanted.clone())).collect()
+    }
+
+    /// Answers the reads whose entries are applied.
+    pub(crate) fn serve_reads(&mut self, turn: &mut Turn<'_>) {
+        for task in turn.serve.drain(..) {
+            let Some(view) = View::parse(task.command.payload.bytes()) else {
+                turn.out.reply(task.origin, Reply::error("ERR malformed command"));
+                continue;
+            };
+            let shard = self.store.place(view.slot);
+            if let Some(shard) = shard.filter(|&shard| self.stalls.holds(shard)) {
+                self.stalls.push(shard, Stalled::Read(task));
+                continue;
+            }
+            // A stamp from a clock that runs ahead must not move the log clock.
+            let at = task.at.min(turn.now);
+            let mut dirty = Vec::new();
+            let mut values =
+                Values { cache: turn.cache, fetched: &task.fetched, dirty: &mut dirty };
+            match apply::read(&self.store, &mut values, &view, at) {
+                Ok(reply) => {
+                    turn.tally.reads_served += 1;
+                    turn.out.reply(task.origin, reply);
+                }
+                Err(NotYet::Cold(wanted)) => turn.cold.push(Cold::Task(task, wanted)),
+                Err(NotYet::ClockBehind(at)) => match self.propose_clock(at) {
+                    Some(index) => self.reads.block(task, index),
+                    None => {
+                        turn.out.again.push(Task { read_mode: ReadMode::Leader, ..task });
+                    }
+                },
+            }
+        }
+    }
+}

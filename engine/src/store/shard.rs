@@ -1,0 +1,268 @@
+//! The keys of one shard: a table for each slot, so that a slot's keys are found without looking
+//! at the others and no table grows large at once.
+
+use std::mem;
+
+use ahash::RandomState;
+use coracle_raft::LogPosition;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use super::digest::item_digest;
+use super::item::{Item, Key};
+use super::live::LiveBytes;
+use super::slots_of;
+use crate::expiry::ExpiryIndex;
+use crate::{ClusterMap, ShardId, SlotId};
+
+/// What an item costs beside a long key and a value in memory: its allocation and its place in
+/// the table.
+const ITEM_BYTES: usize = 96;
+/// What an expiry costs beside a second copy of the key.
+const EXPIRY_BYTES: usize = 48;
+/// Due keys removed by each entry from the shard it touches.
+const SWEEP_KEYS_PER_ENTRY: usize = 4;
+
+/// What is in a shard, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Bytes of memory.
+    pub(crate) memory: usize,
+    /// Bytes of values in memory that are to be written out.
+    pub(crate) dirty: usize,
+    /// Bytes of keys and values, wherever they are: equal on all replicas.
+    pub(crate) data: usize,
+    pub(crate) keys: usize,
+    /// Keys removed because they were due, by every way this replica has applied.
+    pub(crate) expired: u64,
+}
+
+impl Totals {
+    fn add(&mut self, item: &Item) {
+        let cost = Self::of(item);
+        self.memory += cost.memory;
+        self.dirty += cost.dirty;
+        self.data += cost.data;
+        self.keys += 1;
+    }
+
+    fn subtract(&mut self, item: &Item) {
+        let cost = Self::of(item);
+        self.memory -= cost.memory;
+        self.dirty -= cost.dirty;
+        self.data -= cost.data;
+        self.keys -= 1;
+    }
+
+    /// In a sum over shards: one had `before`, and has `after` now.
+    pub(crate) fn exchange(&mut self, before: Self, after: Self) {
+        self.memory = self.memory - before.memory + after.memory;
+        self.dirty = self.dirty - before.dirty + after.dirty;
+        self.data = self.data - before.data + after.data;
+        self.keys = self.keys - before.keys + after.keys;
+        // A shard that comes in place of another starts counting at zero.
+        self.expired += after.expired.saturating_sub(before.expired);
+    }
+
+    fn of(item: &Item) -> Self {
+        let (key, value) = (item.key.bytes().len(), &item.value);
+        let expiry = if item.expires_at == 0 { 0 } else { EXPIRY_BYTES + key };
+        let memory = ITEM_BYTES + Key::heap_bytes(key) + value.memory_bytes() + expiry;
+        let dirty = if value.is_dirty() { value.memory_bytes() } else { 0 };
+        Self { memory, dirty, data: key + value.len(), keys: 1, expired: 0 }
+    }
+}
+
+/// The keys of one shard.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) id: ShardId,
+    slots: Vec<HashTable<Box<Item>>>,
+    first_slot: u16,
+    hasher: RandomState,
+    expiry: ExpiryIndex,
+    live: LiveBytes,
+    totals: Totals,
+    /// Entries up to here are already in: the shard came from a snapshot.
+    pub(crate) base: LogPosition,
+    /// What the group's log clock showed there.
+    pub(crate) base_clock: u64,
+}
+
+impl Shard {
+    pub(crate) fn new(id: ShardId, map: &ClusterMap, hasher: RandomState) -> Self {
+        let slots = slots_of(id, map.shard_count());
+        Self {
+            id,
+            first_slot: slots.start,
+            slots: slots.map(|_| HashTable::new()).collect(),
+            hasher,
+            expiry: ExpiryIndex::default(),
+            live: LiveBytes::default(),
+            totals: Totals::default(),
+            base: LogPosition::default(),
+            base_clock: 0,
+        }
+    }
+
+    /// What `key` holds when the log clock shows `clock`.
+    pub(crate) fn get(&self, key: &[u8], clock: u64) -> Option<&Item> {
+        self.peek(key).filter(|item| !item.is_dead(clock))
+    }
+
+    /// What is kept for `key`, dead or not.
+    pub(crate) fn peek(&self, key: &[u8]) -> Option<&Item> {
+        let table = self.slots.get(self.place(key)?)?;
+        let found = table.find(self.hasher.hash_one(key), |item| item.key.bytes() == key);
+        found.map(|item| &**item)
+    }
+
+    /// Removes `key` if it is dead, so that what follows sees only live items.
+    pub(crate) fn bury(&mut self, key: &[u8], clock: u64) {
+        if !self.expiry.is_empty() && self.peek(key).is_some_and(|item| item.is_dead(clock)) {
+            self.remove(key);
+            self.totals.expired += 1;
+        }
+    }
+
+    /// Whether a key belongs here.
+    pub(crate) fn takes(&self, key: &[u8]) -> bool {
+        self.place(key).is_some_and(|place| place < self.slots.len())
+    }
+
+    /// Puts an item in the place of whatever was there, which it returns. Panics if the key is
+    /// not of this shard.
+    pub(crate) fn insert(&mut self, item: Item) -> Option<Item> {
+        let (key, to) = (item.key.bytes(), item.expires_at);
+        let table = self.place(key).and_then(|place| self.slots.get_mut(place));
+        let table = table.expect("a key is put into the shard of its slot");
+        let hasher = &self.hasher;
+        let hash = hasher.hash_one(key);
+        self.totals.add(&item);
+        if let Some(located) = item.value.located() {
+            self.live.add(key.len(), &located);
+        }
+        let same = table.entry(
+            hash,
+            |held| held.key.bytes() == item.key.bytes(),
+            |held| hasher.hash_one(held.key.bytes()),
+        );
+        match same {
+            Entry::Occupied(mut place) => {
+                let old = mem::replace(&mut **place.get_mut(), item);
+                self.forget(&old);
+                self.expiry.change(old.key.bytes(), old.expires_at, to);
+                Some(old)
+            }
+            Entry::Vacant(place) => {
+                if to != 0 {
+                    self.expiry.change(item.key.bytes(), 0, to);
+                }
+                place.insert(Box::new(item));
+                None
+            }
+        }
+    }
+
+    /// Takes an item out.
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Option<Item> {
+        let place = self.place(key)?;
+        let table = self.slots.get_mut(place)?;
+        let hash = self.hasher.hash_one(key);
+        let found = table.find_entry(hash, |item| item.key.bytes() == key).ok()?;
+        let (item, _) = found.remove();
+        self.forget(&item);
+        self.expiry.change(key, item.expires_at, 0);
+        Some(*item)
+    }
+
+    /// Takes an item out of the numbers.
+    fn forget(&mut self, item: &Item) {
+        self.totals.subtract(item);
+        if let Some(located) = item.value.located() {
+            self.live.subtract(item.key.bytes().len(), &located);
+        }
+    }
+
+    /// Changes an item in place; `None` if there is none.
+    pub(crate) fn update<R>(&mut self, key: &[u8], f: impl FnOnce(&mut Item) -> R) -> Option<R> {
+        let place = self.place(key)?;
+        let table = self.slots.get_mut(place)?;
+        let item = table.find_mut(self.hasher.hash_one(key), |item| item.key.bytes() == key)?;
+        let (totals, live) = (&mut self.totals, &mut self.live);
+        let from = item.expires_at;
+        totals.subtract(item);
+        if let Some(located) = item.value.located() {
+            live.subtract(key.len(), &located);
+        }
+        let result = f(item);
+        totals.add(item);
+        if let Some(located) = item.value.located() {
+            live.add(key.len(), &located);
+        }
+        let to = item.expires_at;
+        self.expiry.change(key, from, to);
+        Some(result)
+    }
+
+    /// What each entry does first in the shard it touches: removes some due keys.
+    pub(crate) fn sweep_some(&mut self, clock: u64) {
+        self.sweep(clock, SWEEP_KEYS_PER_ENTRY);
+    }
+
+    /// Removes up to `max` keys that are due.
+    pub(crate) fn sweep(&mut self, clock: u64, max: usize) {
+        for _ in 0..max {
+            let Some(key) = self.expiry.first_due(clock) else { return };
+            let key: Box<[u8]> = key.into();
+            self.remove(&key);
+            self.totals.expired += 1;
+        }
+    }
+
+    /// Adds what `other` holds beyond this: only a planted bug does that.
+    pub(crate) fn keep_keys_of(&mut self, other: &Self) {
+        for item in other.items() {
+            if self.peek(item.key.bytes()).is_none() {
+                self.insert(item.clone());
+            }
+        }
+    }
+
+    pub(crate) const fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    pub(crate) const fn live(&self) -> &LiveBytes {
+        &self.live
+    }
+
+    pub(crate) const fn expiry(&self) -> &ExpiryIndex {
+        &self.expiry
+    }
+
+    pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.slots.iter().flat_map(HashTable::iter).map(|item| &**item)
+    }
+
+    /// The items of one of its slots.
+    pub(crate) fn items_of(&self, slot: SlotId) -> impl Iterator<Item = &Item> {
+        let place = slot.get().checked_sub(self.first_slot).map(usize::from);
+        let table = place.and_then(|place| self.slots.get(place));
+        table.into_iter().flat_map(HashTable::iter).map(|item| &**item)
+    }
+
+    pub(crate) fn keys_in(&self, slot: SlotId) -> usize {
+        let place = slot.get().checked_sub(self.first_slot).map(usize::from);
+        place.and_then(|place| self.slots.get(place)).map_or(0, HashTable::len)
+    }
+
+    /// Sum over all items of a hash of everything that replicas must agree on.
+    pub(crate) fn digest(&self) -> u64 {
+        self.items().fold(0, |sum, item| sum.wrapping_add(item_digest(item, item.expires_at)))
+    }
+
+    fn place(&self, key: &[u8]) -> Option<usize> {
+        SlotId::of_key(key).get().checked_sub(self.first_slot).map(usize::from)
+    }
+}

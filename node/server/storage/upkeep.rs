@@ -1,0 +1,285 @@
+//! When a checkpoint is written, and when old segments are emptied: how much of either is done for
+//! what is appended to the log.
+//!
+//! A cycle of checkpoint sections is spread over a quarter of the time until the next one begins,
+//! so that it is never felt as a burst. Values are moved out of old segments once the log is larger
+//! than it needs to be, the faster the larger it is.
+
+use std::time::{Duration, Instant};
+
+use crate::config::CheckpointConfig;
+
+/// A step of a checkpoint is at least this, so that a job is worth handing over, unless a cycle
+/// is almost nothing.
+const SECTIONS_BYTES_MIN: f64 = 65_536.0;
+/// And at most this: the core does nothing else meanwhile.
+const SECTIONS_BYTES_MAX: f64 = 524_288.0;
+/// Bytes of sections written per second at least, while a checkpoint is under way.
+const SECTIONS_BYTES_PER_SECOND: f64 = 2e6;
+/// The interval between checkpoints grows with the file: at least this many times its length.
+const INTERVAL_PER_FILE: u64 = 10;
+/// Part of an interval in which a cycle is written.
+const CYCLE_PER_INTERVAL: f64 = 0.25;
+/// A checkpoint that was given up is tried again after this time.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Intervals that pass on average until a segment that holds no value in use is used again: until
+/// the two newest checkpoints do not refer to it.
+const INTERVALS_UNTIL_REUSE: f64 = 1.5;
+/// Intervals that are added to twice the live values.
+const INTERVALS_BESIDE_VALUES: f64 = 2.0;
+
+/// Bytes of an old segment that are read at once.
+const SCAN_BYTES: f64 = 262_144.0;
+/// Bytes of old segments read for each byte appended when the log has just become too large.
+const SCANNED_PER_APPENDED: f64 = 2.0;
+/// How many more for each time that the log exceeds its bound by the bound itself.
+const SCANNED_MORE: f64 = 8.0;
+/// And at most so many.
+const SCANNED_PER_APPENDED_MAX: f64 = 16.0;
+/// Bytes of old segments read per second at least, while the log is too large.
+const SCANNED_BYTES_PER_SECOND: f64 = 4e6;
+/// Bytes owed at most: what could not be done in time is not made up for by a burst.
+const OWED_BYTES_MAX: f64 = 4e6;
+
+/// What upkeep goes by, looked at once per tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Levels {
+    /// The core writes a checkpoint.
+    pub(super) is_checkpointing: bool,
+    /// Length of the newest checkpoint file; 0 if there is none.
+    pub(super) newest_bytes: u64,
+    /// Bytes that a checkpoint may have if none was made so far.
+    pub(super) index_bytes: u64,
+    /// Bytes of the log that hold values in use.
+    pub(super) live_bytes: u64,
+    /// Bytes of the log from the oldest value in use, or from where recovery begins, if that is
+    /// before it: what is older only waits for the next checkpoints.
+    pub(super) log_bytes: u64,
+    /// There are values in use in segments that recovery does not read.
+    pub(super) has_old_values: bool,
+}
+
+/// What is to be done for one log.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    config: CheckpointConfig,
+    log_bytes_target: u64,
+    /// Appended since the last checkpoint began.
+    appended_bytes: u64,
+    began: Instant,
+    /// Not before this time: the last one was given up.
+    retry_at: Option<Instant>,
+    is_checkpointing: bool,
+    sections_per_appended: f64,
+    sections_owed: f64,
+    /// 0 while the log is small enough.
+    scanned_per_appended: f64,
+    scan_owed: f64,
+    /// Some of what is old enough to be read is in use.
+    may_scan: bool,
+    /// Bytes that the files are expected to have.
+    files_bytes: f64,
+    looked_at: Instant,
+}
+
+impl Upkeep {
+    pub(super) fn new(config: CheckpointConfig, log_bytes_target: u64, now: Instant) -> Self {
+        Self {
+            config,
+            log_bytes_target,
+            appended_bytes: 0,
+            began: now,
+            retry_at: None,
+            is_checkpointing: false,
+            sections_per_appended: 0.0,
+            sections_owed: 0.0,
+            scanned_per_appended: 0.0,
+            scan_owed: 0.0,
+            may_scan: false,
+            files_bytes: log_bytes_target as f64,
+            looked_at: now,
+        }
+    }
+
+    /// The log has grown by `bytes`, of which `moved` are values that were there before: these
+    /// call for no more moves.
+    pub(super) fn appended(&mut self, bytes: u64, moved: u64) {
+        self.appended_bytes += bytes;
+        if self.is_checkpointing {
+            self.sections_owed += bytes as f64 * self.sections_per_appended;
+        }
+        let new = bytes.saturating_sub(moved) as f64;
+        self.scan_owed = (self.scan_owed + new * self.scanned_per_appended).min(OWED_BYTES_MAX);
+    }
+
+    /// A tick has passed. Returns whether a checkpoint is to be begun.
+    pub(super) fn tick(&mut self, levels: &Levels, now: Instant) -> bool {
+        let seconds = now.duration_since(self.looked_at).as_secs_f64();
+        self.looked_at = now;
+        let interval = self.config.bytes.max(INTERVAL_PER_FILE * levels.newest_bytes);
+        self.look_at_log(levels, interval, seconds);
+        self.is_checkpointing = levels.is_checkpointing;
+        if levels.is_checkpointing {
+            let cycle = levels.newest_bytes.max(levels.index_bytes) as f64;
+            self.sections_per_appended = cycle / (interval as f64 * CYCLE_PER_INTERVAL);
+            let period = self.config.period.as_secs_f64() * CYCLE_PER_INTERVAL;
+            self.sections_owed += seconds * (cycle / period).max(SECTIONS_BYTES_PER_SECOND);
+            return false;
+        }
+        let due = self.appended_bytes >= interval
+            || (self.appended_bytes > 0 && now >= self.began + self.config.period)
+            || self.retry_at.is_some();
+        let due = due && self.retry_at.is_none_or(|at| now >= at);
+        if due {
+            self.appended_bytes = 0;
+            (self.began, self.retry_at) = (now, None);
+            (self.is_checkpointing, self.sections_owed) = (true, SECTIONS_BYTES_MIN);
+        }
+        due
+    }
+
+    fn look_at_log(&mut self, levels: &Levels, interval: u64, seconds: f64) {
+        let needed = 2.0 * levels.live_bytes as f64 + INTERVALS_BESIDE_VALUES * interval as f64;
+        let bound = needed.max(self.log_bytes_target as f64);
+        self.files_bytes = bound + INTERVALS_UNTIL_REUSE * interval as f64;
+        let over = levels.log_bytes as f64 / bound - 1.0;
+        self.may_scan = levels.has_old_values;
+        if over <= 0.0 || !self.may_scan {
+            (self.scanned_per_appended, self.scan_owed) = (0.0, 0.0);
+            return;
+        }
+        let more = SCANNED_PER_APPENDED + SCANNED_MORE * over;
+        self.scanned_per_appended = more.min(SCANNED_PER_APPENDED_MAX);
+        self.scan_owed = (self.scan_owed + seconds * SCANNED_BYTES_PER_SECOND).min(OWED_BYTES_MAX);
+    }
+
+    /// Bytes of files that the log may well need: no reason to remove any.
+    pub(super) const fn files_bytes(&self) -> u64 {
+        self.files_bytes as u64
+    }
+
+    /// A checkpoint was given up.
+    pub(super) fn checkpoint_failed(&mut self, now: Instant) {
+        self.retry_at = Some(now + RETRY);
+    }
+
+    /// Bytes of sections to be written now; 0 if it is not time yet.
+    pub(super) fn take_sections(&mut self) -> usize {
+        if !self.is_checkpointing || self.sections_owed < SECTIONS_BYTES_MIN {
+            return 0;
+        }
+        std::mem::take(&mut self.sections_owed).min(SECTIONS_BYTES_MAX) as usize
+    }
+
+    /// Bytes of an old segment to be read now, if so many are owed.
+    pub(super) fn scan_bytes(&self) -> Option<usize> {
+        (self.scan_owed >= SCAN_BYTES).then_some(SCAN_BYTES as usize)
+    }
+
+    /// That many are being read.
+    pub(super) fn scanned(&mut self, bytes: usize) {
+        self.scan_owed -= bytes as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn upkeep(now: Instant) -> Upkeep {
+        let config = CheckpointConfig { bytes: 100 * MIB, period: Duration::from_secs(300) };
+        Upkeep::new(config, 1000 * MIB, now)
+    }
+
+    /// By bytes, by time if there is anything new, and again soon after a failure.
+    #[test]
+    fn checkpoints_begin_when_enough_is_new() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let levels = Levels::default();
+        let mut upkeep = upkeep(start);
+        upkeep.appended(100 * MIB - 1, 0);
+        assert!(!upkeep.tick(&levels, at(1)), "a byte is missing");
+        upkeep.appended(1, 0);
+        assert!(upkeep.tick(&levels, at(2)));
+        assert!(!upkeep.tick(&levels, at(301)), "nothing is new");
+        upkeep.appended(1, 0);
+        assert!(!upkeep.tick(&levels, at(301)), "299 s after the last one");
+        assert!(upkeep.tick(&levels, at(302)));
+        upkeep.checkpoint_failed(at(303));
+        assert!(!upkeep.tick(&levels, at(312)));
+        assert!(upkeep.tick(&levels, at(313)), "also without anything new");
+        upkeep.appended(100 * MIB, 0);
+        let large = Levels { newest_bytes: 11 * MIB, ..levels };
+        assert!(!upkeep.tick(&large, at(314)), "10 times the file is more");
+        upkeep.appended(10 * MIB, 0);
+        assert!(upkeep.tick(&large, at(315)));
+    }
+
+    /// A cycle takes a quarter of the bytes of an interval, or a quarter of the period.
+    #[test]
+    fn a_cycle_is_spread_over_a_quarter_of_the_interval() {
+        let start = Instant::now();
+        let mut upkeep = upkeep(start);
+        let levels = Levels { is_checkpointing: true, newest_bytes: 10 * MIB, ..Levels::default() };
+        assert!(!upkeep.tick(&levels, start));
+        let mut written = 0;
+        for _ in 0..250 {
+            upkeep.appended(MIB / 10, 0);
+            written += upkeep.take_sections() as u64;
+        }
+        assert!((9 * MIB..=10 * MIB).contains(&written), "{written} of 10 MiB for 25 MiB");
+        upkeep.take_sections();
+        let (mut now, mut written) = (start, 0);
+        while written < 10 * MIB {
+            now += Duration::from_millis(25);
+            upkeep.tick(&levels, now);
+            written += upkeep.take_sections() as u64;
+        }
+        let seconds = now.duration_since(start).as_secs_f64();
+        assert!((4.0..6.0).contains(&seconds), "{seconds} s for 10 MiB, idle");
+        upkeep.sections_owed = 1e9;
+        assert_eq!(upkeep.take_sections(), SECTIONS_BYTES_MAX as usize, "no burst");
+        assert_eq!(upkeep.take_sections(), 0);
+    }
+
+    /// Values are moved when the log is larger than its bound, the faster the larger it is, and
+    /// moves call for no moves.
+    #[test]
+    fn old_segments_are_emptied_at_a_pace_that_follows_the_log() {
+        let start = Instant::now();
+        // (live, log, appended, moved) in MiB; MiB to be read.
+        let cases: &[(&str, [u64; 4], f64)] = &[
+            ("small", [1, 1000, 1, 0], 0.0),
+            ("just over the target", [1, 1001, 1, 0], 2.0),
+            ("a tenth over the target", [1, 1100, 1, 0], 2.8),
+            ("far over", [1, 9000, 1, 0], 3.8),
+            ("half live", [900, 2000, 1, 0], 0.0),
+            ("less than half live", [900, 2002, 1, 0], 2.0),
+            ("moved values", [1, 1001, 2, 1], 2.0),
+        ];
+        for &(name, [live, log, appended, moved], want) in cases {
+            let mut upkeep = upkeep(start);
+            let (live_bytes, log_bytes) = (live * MIB, log * MIB);
+            let levels = Levels { live_bytes, log_bytes, ..Levels::default() };
+            upkeep.tick(&levels, start);
+            upkeep.appended(appended * MIB, moved * MIB);
+            assert_eq!(upkeep.scan_bytes(), None, "{name}: nothing is old enough");
+            upkeep.tick(&Levels { has_old_values: true, ..levels }, start);
+            upkeep.appended(appended * MIB, moved * MIB);
+            let files = (2 * live + 200).max(1000) + 150;
+            assert_eq!(upkeep.files_bytes(), files * MIB, "{name}");
+            let owed = upkeep.scan_owed / MIB as f64;
+            assert!((owed - want).abs() < 0.02, "{name}: {owed} MiB");
+            let mut read = 0;
+            while let Some(bytes) = upkeep.scan_bytes() {
+                upkeep.scanned(bytes);
+                read += bytes as u64;
+            }
+            assert!(read.abs_diff((owed * MIB as f64) as u64) < 262_144, "{name}: {read}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What a core reads of its log beside entries, and its checkpoint files: the same calls that the
+//! node makes, one step at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use coracle_engine::{CheckpointWork, Input, ReadValue, ScanSegment};
+use coracle_raft::Record;
+use coracle_wal::{
+    AlignedBuf, CheckpointError, CheckpointWriter, Decoded, Disk, Finished, Identity, LoadError,
+    ScanRead, ValueRead, Wal,
+};
+
+use crate::disk::SimDisk;
+use crate::rng::Rng;
+use crate::storage::Job;
+
+/// Bytes of an old segment that are read at once.
+const SCAN_BYTES: usize = 16 << 10;
+
+/// What becomes of a read.
+pub(crate) enum Read {
+    /// It completes by [`Values::done`].
+    Started(Job),
+    /// It waits until the value is durable.
+    Waits,
+    Answer(Input),
+}
+
+/// Reads of values and of parts of segments.
+#[derive(Default)]
+pub(crate) struct Values {
+    next: Job,
+    reads: BTreeMap<Job, (u64, ValueRead)>,
+    waiting: Vec<ReadValue>,
+    scan: Option<(ScanSegment, ScanRead)>,
+}
+
+impl Values {
+    /// Begins to read a value.
+    pub(crate) fn start(&mut self, wal: &Wal<SimDisk>, asked: ReadValue) -> Read {
+        match wal.locate_value(asked.place, asked.payload_len) {
+            Ok(read) => self.issue(asked.id, read),
+            Err(LoadError::NotDurableAt { .. }) => {
+                self.waiting.push(asked);
+                Read::Waits
+            }
+            Err(error) => Read::Answer(answer(asked.id, Err(error.to_string()))),
+        }
+    }
+
+    fn issue(&mut self, id: u64, read: ValueRead) -> Read {
+        self.next += 1;
+        self.reads.insert(self.next, (id, read));
+        Read::Started(self.next)
+    }
+
+    /// Reads that waited, to be begun again.
+    pub(crate) fn take_waiting(&mut self) -> Vec<ReadValue> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// The disk has read.
+    pub(crate) fn done(&mut self, wal: &Wal<SimDisk>, job: Job) -> Option<Read> {
+        let (id, read) = self.reads.remove(&job)?;
+        let decoded = read_at(wal, read.segment, read.offset, read.len)
+            .and_then(|buffer| wal.decode_value(&read, &buffer).map_err(|error| error.to_string()));
+        Some(match decoded {
+            Ok(Decoded::Record(record)) => Read::Answer(answer(id, Ok(record))),
+            Ok(Decoded::Longer(longer)) => self.issue(id, longer),
+            Err(error) => Read::Answer(answer(id, Err(error))),
+        })
+    }
+
+    /// Begins to read a part of an old segment; gives the answer if that is impossible.
+    pub(crate) fn start_scan(&mut self, wal: &Wal<SimDisk>, scan: ScanSegment) -> Option<Input> {
+        match wal.locate_scan(scan.segment, scan.from, SCAN_BYTES) {
+            Some(read) => {
+                self.scan = Some((scan, read));
+                None
+            }
+            None => Some(Input::Scanned { scan, records: Vec::new(), next: None }),
+        }
+    }
+
+    /// The disk has read it.
+    pub(crate) fn scan_done(&mut self, wal: &Wal<SimDisk>) -> Option<Input> {
+        let (scan, read) = self.scan.take()?;
+        Some(match read_at(wal, read.segment, read.offset, read.len) {
+            Ok(buffer) => {
+                let scanned = wal.decode_scan(&read, &buffer);
+                Input::Scanned { scan, records: scanned.records, next: scanned.next }
+            }
+            Err(_) => Input::Scanned { scan, records: Vec::new(), next: None },
+        })
+    }
+}
+
+fn answer(id: u64, record: Result<Record, String>) -> Input {
+    Input::ValueRead { id, record }
+}
+
+fn read_at(
+    wal: &Wal<SimDisk>,
+    segment: coracle_wal::SegmentId,
+    offset: u64,
+    len: usize,
+) -> Result<AlignedBuf, String> {
+    let mut buffer = AlignedBuf::zeroed(len);
+    // A file that is gone shows when the bytes are decoded.
+    if let Some(file) = wal.file(segment) {
+        wal.disk().read_at(file, offset, &mut buffer).map_err(|error| error.to_string())?;
+    }
+    Ok(buffer)
+}
+
+/// Whether everything can be read in the segments that recovery does not look into.
+pub(crate) fn old_segments_are_whole(wal: &Wal<SimDisk>) -> bool {
+    let old = wal.live_segments().take_while(|&segment| segment < wal.log_start());
+    old.into_iter().all(|segment| {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let Some(read) = wal.locate_scan(segment.number(), from, SCAN_BYTES) else {
+                return false;
+            };
+            let Ok(buffer) = read_at(wal, read.segment, read.offset, read.len) else {
+                return false;
+            };
+            let scanned = wal.decode_scan(&read, &buffer);
+            if scanned.damaged {
+                return false;
+            }
+            next = scanned.next;
+        }
+        true
+    })
+}
+
+/// The checkpoint files of one core.
+pub(crate) struct CheckpointFiles {
+    identity: Identity,
+    queue: VecDeque<CheckpointWork>,
+    running: Option<CheckpointWork>,
+    writer: Option<CheckpointWriter<SimDisk>>,
+    newest: Option<u64>,
+}
+
+impl CheckpointFiles {
+    pub(crate) const fn new(identity: Identity, newest: Option<u64>) -> Self {
+        Self { identity, queue: VecDeque::new(), running: None, writer: None, newest }
+    }
+
+    /// Whether all work that was handed over is done.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_none() && self.queue.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, work: impl Iterator<Item = CheckpointWork>) {
+        self.queue.extend(work);
+    }
+
+    /// Begins the next part, if none is under way; it completes by [`CheckpointFiles::done`].
+    pub(crate) fn start(&mut self) -> bool {
+        if self.running.is_some() {
+            return false;
+        }
+        self.running = self.queue.pop_front();
+        self.running.is_some()
+    }
+
+    /// Does what was begun.
+    pub(crate) fn done(&mut self, disk: &SimDisk) -> Option<Input> {
+        let work = self.running.take()?;
+        let (number, outcome) = self.run(disk, work)?;
+        let result = outcome.map_err(|error| error.to_string()).and_then(|finished| {
+            let expected = self.newest.replace(number);
+            if finished.older >= expected { Ok(()) } else { Err("the one before is gone".into()) }
+        });
+        Some(Input::Checkpointed { number, result })
+    }
+
+    fn run(
+        &mut self,
+        disk: &SimDisk,
+        work: CheckpointWork,
+    ) -> Option<(u64, Result<Finished, CheckpointError>)> {
+        match work {
+            CheckpointWork::Begin { number } => {
+                drop(self.writer.take());
+                match CheckpointWriter::create(disk.clone(), self.identity, number) {
+                    Ok(writer) => self.writer = Some(writer),
+                    Err(error) => return Some((number, Err(error))),
+                }
+            }
+            CheckpointWork::Section { number, group, shard, bytes } => {
+                let writer = self.writer.as_mut().filter(|writer| writer.number() == number)?;
+                if let Err(error) = writer.add(group, shard, &bytes) {
+                    drop(self.writer.take());
+                    return Some((number, Err(error)));
+                }
+            }
+            CheckpointWork::Finish { number } => {
+                let writer = self.writer.take_if(|writer| writer.number() == number)?;
+                return Some((number, writer.finish()));
+            }
+        }
+        None
+    }
+
+    /// The process dies, perhaps in the middle of what it does. It tidies nothing up.
+    pub(crate) fn crash(mut self, disk: &SimDisk, rng: &mut Rng) {
+        if let Some(work) = self.running.take() {
+            disk.die_after(rng.below(12) as u32);
+            let _ = self.run(disk, work);
+        }
+        disk.die_after(0);
+        drop(self.writer);
+        disk.revive();
+    }
+}
