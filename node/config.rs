@@ -171,9 +171,8 @@ pub(crate) struct Config {
     /// Memory budget of the node, split over its cores. Default: 1 GiB per core. At least
     /// 64 MiB per core.
     pub(crate) maxmemory_bytes: u64,
-    /// Part of the memory budget for values that were written or read lately, split over the cores.
-    /// Default: a quarter of `maxmemory_bytes`, at most 64 MiB per core. At most
-    /// half of `maxmemory_bytes`.
+    /// Part of the memory budget for values that were read from the log, split over the cores.
+    /// Default: a quarter of `maxmemory_bytes`. At most half of it.
     pub(crate) value_cache_bytes: u64,
     /// Memory of the node that is touched before it serves, split over its cores. Default: 0. At
     /// most `maxmemory_bytes`.

@@ -115,16 +115,18 @@ fn write_until_checkpointed(cluster: &Cluster, keys: &[String], len: usize) -> u
 /// all are.
 #[test]
 fn values_out_of_memory_are_read_from_the_log() {
+    // Twice as much in all as consensus keeps of what was written last.
+    const VALUE: usize = 16 << 10;
     let _alone = alone();
     let mut cluster = Cluster::start(&options(3, "--value-cache 1MiB"));
     let keys = Cluster::keys("cold", 4000);
-    write(&mut cluster.nodes[0].client(), &keys, 1, 4096);
-    check(&cluster.nodes[1], &keys, 1, 4096);
+    write(&mut cluster.nodes[0].client(), &keys, 1, VALUE);
+    check(&cluster.nodes[1], &keys, 1, VALUE);
     let reads = |cluster: &Cluster| -> u64 {
         let running = cluster.nodes.iter();
         running.map(|node| info(&mut node.client(), "coracle_values_read")).sum()
     };
-    assert!(reads(&cluster) > 3000, "{} values were read from disks", reads(&cluster));
+    assert!(reads(&cluster) > 1000, "{} values were read from disks", reads(&cluster));
     for node in &cluster.nodes {
         let cached = info(&mut node.client(), "coracle_value_cache_bytes");
         assert!(cached <= 1 << 20, "{cached} bytes are cached");
@@ -132,12 +134,12 @@ fn values_out_of_memory_are_read_from_the_log() {
 
     cluster.nodes[2].kill();
     let (first, second) = keys.split_at(2000);
-    write(&mut cluster.nodes[0].client(), first, 2, 4096);
+    write(&mut cluster.nodes[0].client(), first, 2, VALUE);
     cluster.nodes[2].start();
-    check(&cluster.nodes[1], second, 1, 4096);
+    check(&cluster.nodes[1], second, 1, VALUE);
     cluster.wait_until_ready();
-    check(&cluster.nodes[2], first, 2, 4096);
-    check(&cluster.nodes[2], second, 1, 4096);
+    check(&cluster.nodes[2], first, 2, VALUE);
+    check(&cluster.nodes[2], second, 1, VALUE);
 
     for node in &mut cluster.nodes {
         node.kill();
@@ -147,8 +149,8 @@ fn values_out_of_memory_are_read_from_the_log() {
     }
     cluster.wait_until_ready();
     for node in &cluster.nodes {
-        check(node, first, 2, 4096);
-        check(node, second, 1, 4096);
+        check(node, first, 2, VALUE);
+        check(node, second, 1, VALUE);
         let failed = info(&mut node.client(), "coracle_failed_reads");
         assert_eq!(failed, 0, "node {}", node.id);
     }

@@ -1,7 +1,7 @@
 //! What commands do to a store and what they answer. A function of the log and of nothing else:
 //! where the bytes of a value are decides when a command is applied, never what it does.
 
-use coracle_raft::{Bug, LogIndex, Payload, Place, planted};
+use coracle_raft::{Bug, LogIndex, Payload, Place, Raft, planted};
 
 use crate::cache::Cache;
 use crate::command::encoding::{Op, View, expire, set, ttl};
@@ -31,6 +31,8 @@ pub(crate) enum NotYet {
 /// The bytes behind the index, as far as they are in memory.
 pub(crate) struct Values<'a> {
     pub(crate) cache: &'a mut Cache,
+    /// Consensus, which has the newest entries in memory.
+    pub(crate) raft: Option<&'a Raft>,
     /// Records that were read from the disk for this command.
     pub(crate) fetched: &'a [(Place, Payload)],
     /// Keys that got a value which is to be written out.
@@ -38,9 +40,12 @@ pub(crate) struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// The value of a key; `Ok(None)` if its record is not what the index says.
-    fn slice(&mut self, key: &[u8], located: &Located) -> Result<Option<Slice>, Wanted> {
-        let place = located.place;
+    /// The value of an item; `Ok(None)` if its record is not what the index says.
+    fn slice(&mut self, item: &Item, located: &Located) -> Result<Option<Slice>, Wanted> {
+        let (key, place) = (item.key.bytes(), located.place);
+        if let Some(slice) = self.recent(item, located) {
+            return Ok(Some(slice));
+        }
         let fetched = self.fetched.iter().find(|(at, _)| *at == place).map(|(_, payload)| payload);
         match fetched.or_else(|| self.cache.get(place)) {
             Some(payload) => Ok(located.slice(key, payload)),
@@ -48,10 +53,18 @@ impl Values<'_> {
         }
     }
 
+    /// The value of an item whose entry consensus still has. The entry of its version may be one
+    /// that changed only the expiry; then it is not found this way.
+    fn recent(&self, item: &Item, located: &Located) -> Option<Slice> {
+        let raft = self.raft.filter(|_| located.arg != Located::MOVED)?;
+        let entry = raft.recent_entry(item.version)?;
+        located.slice(item.key.bytes(), &entry.payload)
+    }
+
     fn reply(&mut self, item: &Item) -> Result<Reply, Wanted> {
         Ok(match &item.value {
             Value::Memory(bytes) => Reply::Bulk(bytes.clone()),
-            Value::Log(located) => match self.slice(item.key.bytes(), located)? {
+            Value::Log(located) => match self.slice(item, located)? {
                 Some(slice) => Reply::Value(slice),
                 None => not_there(),
             },
@@ -64,7 +77,7 @@ impl Values<'_> {
         match &item.value {
             Value::Memory(bytes) => copy.extend_from_slice(bytes),
             Value::Log(located) => {
-                let slice = self.slice(item.key.bytes(), located).ok().flatten();
+                let slice = self.slice(item, located).ok().flatten();
                 let slice = slice.expect("values are read and checked before the command");
                 copy.extend_from_slice(slice.bytes());
             }
@@ -72,10 +85,11 @@ impl Values<'_> {
         copy
     }
 
-    /// The value of an item is not needed any more. Returns how much it was read.
-    fn forget(&mut self, old: Option<&Item>) -> u8 {
-        let located = old.and_then(|old| old.value.located());
-        located.map_or(0, |located| self.cache.remove(located.place))
+    /// The value of an item is not needed any more.
+    fn forget(&mut self, old: Option<&Item>) {
+        if let Some(located) = old.and_then(|old| old.value.located()) {
+            self.cache.remove(located.place);
+        }
     }
 }
 
@@ -132,8 +146,9 @@ impl Command<'_> {
             return Ok(());
         }
         let key = self.view.key();
-        match shard.get(key, self.clock).and_then(|item| item.value.located()) {
-            Some(located) => values.slice(key, &located).map(drop),
+        let Some(item) = shard.get(key, self.clock) else { return Ok(()) };
+        match item.value.located() {
+            Some(located) => values.slice(item, &located).map(drop),
             None => Ok(()),
         }
     }
@@ -203,14 +218,12 @@ impl<'a> Write<'a, '_> {
             let len = u32::try_from(len).expect("values are bounded");
             Value::Log(Located { place, len, arg: arg as u16 })
         };
-        let (in_log, is_dirty) = (value.located().is_some(), value.is_dirty());
+        let is_dirty = value.is_dirty();
         let sum = payload.checksum();
         let item = Item { key: Key::new(key), value, version: index, expires_at, sum };
         let old = self.shard.insert(item);
-        let reads = self.values.forget(old.as_ref());
-        if in_log {
-            self.values.cache.insert(place, payload.clone(), reads);
-        } else if is_dirty && old.is_none_or(|old| !old.value.is_dirty()) {
+        self.values.forget(old.as_ref());
+        if is_dirty && old.is_none_or(|old| !old.value.is_dirty()) {
             self.values.dirty.push(key.into());
         }
     }

@@ -96,7 +96,8 @@ impl Group {
                 let (payload, index, asked) = (&entry.payload, entry.index, task.is_some());
                 let command = Command { view, payload, place, index, clock, asked };
                 let mut dirty = Vec::new();
-                let mut values = Values { cache: turn.cache, fetched, dirty: &mut dirty };
+                let raft = turn.cache.is_on().then_some(&self.raft);
+                let mut values = Values { cache: turn.cache, raft, fetched, dirty: &mut dirty };
                 match apply::write(&mut self.store, shard, &mut values, command) {
                     Ok(reply) => {
                         self.dirty_keys.extend(dirty.into_iter().map(|key| (shard, key)));
@@ -175,8 +176,9 @@ impl Group {
             // A stamp from a clock that runs ahead must not move the log clock.
             let at = task.at.min(turn.now);
             let mut dirty = Vec::new();
-            let mut values =
-                Values { cache: turn.cache, fetched: &task.fetched, dirty: &mut dirty };
+            let raft = turn.cache.is_on().then_some(&self.raft);
+            let (fetched, dirty) = (&task.fetched[..], &mut dirty);
+            let mut values = Values { cache: turn.cache, raft, fetched, dirty };
             match apply::read(&self.store, &mut values, &view, at) {
                 Ok(reply) => {
                     turn.tally.reads_served += 1;

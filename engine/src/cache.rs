@@ -1,4 +1,5 @@
-//! Records of the log that are kept in memory, so that what is read often needs no disk.
+//! Records of the log that were read from the disk and are kept in memory, so that what is read
+//! often needs no disk. What was written a moment ago needs none either: consensus has it.
 //!
 //! S3-FIFO (Yang et al., SOSP 2023): newcomers enter a small queue; those read again before they
 //! reach its end go on to the main queue, the others leave, and are remembered for a while so
@@ -64,6 +65,11 @@ impl Cache {
         }
     }
 
+    /// Whether anything may be in it.
+    pub(crate) const fn is_on(&self) -> bool {
+        self.bytes_max > 0
+    }
+
     /// Bytes held, bookkeeping included.
     pub(crate) const fn bytes(&self) -> usize {
         self.bytes
@@ -81,14 +87,14 @@ impl Cache {
         self.held.get(&place).map(|held| &held.payload)
     }
 
-    /// Takes a record that was written or read from disk. `reads` is what its predecessor had.
-    pub(crate) fn insert(&mut self, place: Place, payload: Payload, reads: u8) {
+    /// Takes a record that was read from the disk.
+    pub(crate) fn insert(&mut self, place: Place, payload: Payload) {
         let size = size_of_record(&payload);
         if size > self.bytes_max / 2 {
             return;
         }
         let known = self.ghost_set.remove(&place);
-        let queue = if known || reads > 0 { Queue::Main } else { Queue::Small };
+        let queue = if known { Queue::Main } else { Queue::Small };
         self.ticket = self.ticket.wrapping_add(1);
         let held = Held { payload, queue, reads: 0, ticket: self.ticket };
         match self.held.entry(place) {
@@ -108,13 +114,12 @@ impl Cache {
         }
     }
 
-    /// Lets go of a record whose value was replaced; gives what its reads were.
-    pub(crate) fn remove(&mut self, place: Place) -> u8 {
-        let Some(held) = self.held.remove(&place) else { return 0 };
-        self.let_go(&held);
-        let reads = held.reads + u8::from(held.queue == Queue::Main);
-        self.tidy();
-        reads
+    /// Lets go of a record whose value was replaced.
+    pub(crate) fn remove(&mut self, place: Place) {
+        if let Some(held) = self.held.remove(&place) {
+            self.let_go(&held);
+            self.tidy();
+        }
     }
 
     fn let_go(&mut self, held: &Held) {
@@ -215,11 +220,11 @@ mod tests {
     fn what_is_hot_survives_a_scan() {
         let mut cache = cache(100 * (1000 + RECORD_OVERHEAD_BYTES));
         for n in 0..50 {
-            cache.insert(place(n), payload(1000), 0);
+            cache.insert(place(n), payload(1000));
             assert!(cache.get(place(n)).is_some());
         }
         for n in 100..100_000 {
-            cache.insert(place(n), payload(1000), 0);
+            cache.insert(place(n), payload(1000));
             if n % 10 == 0 {
                 cache.get(place(n / 10 % 50));
             }
@@ -246,7 +251,7 @@ mod tests {
             let at = place(rank.unwrap_or(0) as u64);
             match cache.get(at) {
                 Some(_) => hits += 1,
-                None => cache.insert(at, payload(100), 0),
+                None => cache.insert(at, payload(100)),
             }
         }
         // The 500 most wanted of 5,000 are asked for in 75 % of all cases.
@@ -261,9 +266,9 @@ mod tests {
             for (what, n, len) in steps {
                 let at = place(u64::from(n));
                 match what % 4 {
-                    0 | 1 => cache.insert(at, payload(usize::from(len) % 3000), what % 2),
+                    0 | 1 => cache.insert(at, payload(usize::from(len) % 3000)),
                     2 => drop(cache.get(at).cloned()),
-                    _ => drop(cache.remove(at)),
+                    _ => cache.remove(at),
                 }
                 let held: usize =
                     cache.held.values().map(|held| size_of_record(&held.payload)).sum();

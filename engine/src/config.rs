@@ -35,7 +35,8 @@ pub struct CoreConfig {
     /// Applied entries kept in memory, over all groups of the core; followers that lag further
     /// behind are served from disk. Default: 32 MiB.
     pub cache_bytes_max: usize,
-    /// Records of the log kept in memory because their values may be read. Default: 64 MiB.
+    /// Records kept in memory once their values were read from the log; 0: every value that is not
+    /// in the index is read from there. Default: 256 MiB.
     pub value_cache_bytes_max: usize,
     /// Values computed by commands (`APPEND`, `SETRANGE`) that may be in memory only; beyond this
     /// they are written to the log. Default: 8 MiB.
@@ -97,7 +98,7 @@ impl CoreConfig {
             election_timeout_ticks: 20,
             heartbeat_ticks: 4,
             cache_bytes_max: 32 << 20,
-            value_cache_bytes_max: 64 << 20,
+            value_cache_bytes_max: 256 << 20,
             computed_bytes_max: 8 << 20,
             read: ReadPolicy::Quorum,
             leads_interval_ticks: 20,

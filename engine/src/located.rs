@@ -64,7 +64,7 @@ impl Core {
         self.counters.values_read += 1;
         self.counters.failed_reads += u64::from(payload.is_err());
         if let Ok(payload) = &payload {
-            self.cache.insert(located.place, payload.clone(), 0);
+            self.cache.insert(located.place, payload.clone());
         }
         for waiter in open.waiters {
             match (waiter, &payload) {

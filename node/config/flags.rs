@@ -63,8 +63,8 @@ pub(crate) struct Flags {
     /// Memory budget of the node for keys and the value cache, for example 4GiB
     #[arg(long, env = "CORACLE_MAXMEMORY", value_name = "SIZE")]
     pub(super) maxmemory: Option<ByteSize>,
-    /// Part of the memory budget for values written or read lately; other values are read from the
-    /// log [default: a quarter of maxmemory, at most 64MiB per core]
+    /// Part of the memory budget for values that were read from the log
+    /// [default: a quarter of maxmemory]
     #[arg(long, env = "CORACLE_VALUE_CACHE", value_name = "SIZE")]
     pub(super) value_cache: Option<ByteSize>,
     /// Memory to touch before serving, so that first writes do not wait for the system to hand it

@@ -130,7 +130,7 @@ pub(super) fn resolve(
         r.pick("timeout", "timeout", flags.timeout, file.timeout, Some(0), u32::to_string)?;
     let budget = Some(ByteSize((1 << 30) * cpus.len() as u64));
     let memory = r.pick("maxmemory", "maxmemory", flags.maxmemory, file.maxmemory, budget, size)?;
-    let cache = Some(ByteSize((memory.0 / 4).min((64 << 20) * cpus.len() as u64)));
+    let cache = Some(ByteSize(memory.0 / 4));
     let flag = flags.value_cache;
     let cache = r.pick("value_cache", "value_cache", flag, file.value_cache, cache, size)?;
     let none = Some(ByteSize(0));

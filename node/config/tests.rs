@@ -73,12 +73,12 @@ fn validation_names_the_value_and_the_limits() {
     }
 }
 
-/// A quarter of the budget, or 64 MiB for each core if that is less.
+/// A quarter of the budget, unless it is said otherwise.
 #[test]
 fn the_value_cache_is_a_part_of_the_budget() {
     let cases = [
-        ("", 64),
-        ("cores = [0, 1]", 128),
+        ("", 256),
+        ("cores = [0, 1]", 512),
         ("maxmemory = \"100MiB\"", 25),
         ("value_cache = 0", 0),
         ("maxmemory = \"100MiB\"\nvalue_cache = \"50MiB\"", 50),

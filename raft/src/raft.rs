@@ -444,6 +444,11 @@ impl Raft {
         self.log.base()
     }
 
+    /// An entry, if it is in memory.
+    pub fn recent_entry(&self, index: LogIndex) -> Option<&Entry> {
+        self.log.entry(index)
+    }
+
     /// Term of an entry; `None` if it is forgotten or does not exist.
     pub fn term_of(&self, index: LogIndex) -> Option<Term> {
         self.log.term_of(index)

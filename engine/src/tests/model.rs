@@ -167,7 +167,7 @@ impl Replica {
         loop {
             let mut dirty = Vec::new();
             let mut values =
-                Values { cache: &mut self.cache, fetched: &fetched, dirty: &mut dirty };
+                Values { cache: &mut self.cache, raft: None, fetched: &fetched, dirty: &mut dirty };
             match apply::write(&mut self.store, 0, &mut values, command) {
                 Ok(reply) => return reply,
                 Err(wanted) => {
@@ -183,7 +183,7 @@ impl Replica {
         loop {
             let mut dirty = Vec::new();
             let mut values =
-                Values { cache: &mut self.cache, fetched: &fetched, dirty: &mut dirty };
+                Values { cache: &mut self.cache, raft: None, fetched: &fetched, dirty: &mut dirty };
             match apply::read(&self.store, &mut values, view, WallMillis(now)) {
                 Ok(reply) => return reply,
                 Err(NotYet::ClockBehind(at)) => {
