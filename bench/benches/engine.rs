@@ -12,7 +12,7 @@ use coracle_engine::{
     ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, NodeInfo, ReadMode,
     Recovery, Reply, Request, SlotId, Token, Via, WallMillis,
 };
-use coracle_raft::{GroupId, NodeId};
+use coracle_raft::{GroupId, NodeId, Place};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 const KEYS: usize = 1024;
@@ -43,6 +43,8 @@ struct Cluster {
     effects: Effects,
     replies: Vec<Reply>,
     token: u64,
+    /// Records that were given a place.
+    placed: u64,
     leader: usize,
     /// Time each core has spent.
     spent: Vec<Duration>,
@@ -63,6 +65,8 @@ impl Cluster {
         let core = |addr: CoreAddr| {
             let mut config = CoreConfig::new(addr, map.clone());
             config.seed = u64::from(addr.node.get());
+            // No value leaves memory: disks are not what is measured here.
+            config.cache_bytes_max = 1 << 30;
             Core::new(config, Recovery::new(map.clone(), addr))
         };
         let cores: Vec<Core> = map.cores().map(core).collect();
@@ -73,6 +77,7 @@ impl Cluster {
             effects: Effects::default(),
             replies: Vec::new(),
             token: 0,
+            placed: 0,
             leader: 0,
         };
         let group = GroupId::new(0);
@@ -103,10 +108,17 @@ impl Cluster {
             let to = to.node.get() as usize - 1;
             self.inputs[to].push_back(Input::Peer { from, message });
         }
-        assert!(self.effects.loads.is_empty(), "everything is still in memory");
+        let loads = self.effects.loads.len() + self.effects.reads.len();
+        assert_eq!(loads, 0, "everything is still in memory");
         if !self.effects.records.is_empty() {
-            self.effects.records.clear();
-            self.inputs[at].push_back(Input::Persisted(self.effects.batch));
+            let batch = self.effects.batch;
+            let place = |_| {
+                self.placed += 1;
+                Place::new(self.placed >> 20, (self.placed & 0xF_FFFF) * 8)
+            };
+            let places = self.effects.records.drain(..).map(place).collect();
+            self.inputs[at].push_back(Input::Placed { batch, places });
+            self.inputs[at].push_back(Input::Persisted(batch));
         }
         self.replies.extend(self.effects.replies.drain(..).map(|(_, reply)| reply));
     }
