@@ -88,6 +88,9 @@ impl Core {
                 // Asked for again with the next tick.
                 (Waiter::Shard(_), Err(_)) => self.shed_leadership(open.group),
                 (Waiter::Snapshot(to), _) => {
+                    if payload.is_err() {
+                        self.shed_leadership(open.group);
+                    }
                     let payload = payload.as_ref().ok().cloned();
                     let group = &mut self.groups[open.group];
                     group.snapshot_value(to, located.place, payload);

@@ -341,3 +341,39 @@ fn a_value_that_one_replica_cannot_read_is_served_by_another() {
     // It cannot apply the change, and does not answer as if there were none.
     assert!(read(&mut cluster).starts_with("-TRYAGAIN"));
 }
+
+/// A leader that cannot read a value which a follower's snapshot needs lets another replica lead,
+/// which sends the snapshot (seed `mix 20 811461032244`: it began the same snapshot for ever).
+#[test]
+fn a_snapshot_that_its_leader_cannot_read_comes_from_another() {
+    for seed in 1..=3 {
+        let mut cluster = cluster(seed);
+        let mut model = Model::new();
+        write_long(&mut cluster, &mut model, 0..80);
+        let leader = cluster.leader(0).unwrap();
+        let victim = leader.node.get() % 3 + 1;
+        cluster.kill(victim);
+        for n in 0..60 {
+            let (key, value) = (format!("v{}", n * 3 % 40), long(5000 + n));
+            assert_eq!(cluster.call(leader, &format!("SET {key} {value}")), Reply::OK);
+            model.insert(key, value);
+        }
+        for _ in 0..4000 {
+            if base(&cluster, leader) > LogIndex::new(40) {
+                break;
+            }
+            cluster.checkpoint(1 << 20);
+            cluster.run(1);
+        }
+        assert!(base(&cluster, leader) > LogIndex::new(40), "the log was not cut");
+        let leader = cluster.leader(0).unwrap();
+        for value in model.values() {
+            cluster.damage_values(leader, value.as_bytes());
+        }
+        cluster.start(victim);
+        cluster.assert_replicas_agree();
+        let installed = cluster.core(addr(victim, 0)).stats().snapshots_installed;
+        assert!(installed > 0, "seed {seed}");
+        assert!(cluster.core(leader).stats().leaderships_shed > 0, "seed {seed}");
+    }
+}
