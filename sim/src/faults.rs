@@ -5,6 +5,7 @@ use coracle_raft::{GroupId, Role};
 
 use crate::disk::SimDisk;
 use crate::host::{Copy, Lie};
+use crate::io::{Death, IoStep};
 use crate::lifecycle::Crash;
 use crate::plan::{Fault, MS, SECOND};
 use crate::queue::Micros;
@@ -32,6 +33,9 @@ pub(crate) enum Undo {
 
 /// How soon a fault is tried again while none has been possible yet.
 const FIRST_AGAIN: Micros = 20 * MS;
+
+/// A planned death waits for up to so many completions.
+const IO_STEPS_MAX: u64 = 12;
 
 impl World {
     /// One more fault, and plans the next.
@@ -80,6 +84,13 @@ impl World {
             Fault::CrashLoop => {
                 self.nodes[node].crash_loops = self.rng.between(2, 5) as u32;
                 self.crash_again(node);
+            }
+            // It counts when it happens.
+            Fault::DeathAtIo => {
+                let step = *self.rng.pick(IoStep::ALL);
+                let after = self.rng.below(IO_STEPS_MAX) as u32;
+                self.nodes[node].death = Some(Death { step, after });
+                return false;
             }
             Fault::Pause => {
                 let until = self.now + self.rng.wait(SECOND);
@@ -144,7 +155,7 @@ impl World {
                 self.spell(fault, node, long);
             }
             Fault::SlowDisk => {
-                let slowness = self.rng.between(5, 100);
+                let slowness = self.rng.between(10, 200);
                 for host in self.hosts_of(node) {
                     self.hosts[host].disk_slowness = slowness;
                 }
@@ -379,7 +390,9 @@ impl World {
     /// The log of a core is damaged from now on.
     fn damaged(&mut self, host: usize, what: String) {
         let node = self.node_of(host);
-        self.hosts[host].damaged = true;
+        let state = &mut self.hosts[host];
+        state.only_checkpoint = !state.damaged && what.ends_with(".ckp");
+        state.damaged = true;
         self.nodes[node].damaged = true;
         self.trace.node(self.now, self.hosts[host].addr, "Damage", what);
         // Damage shows when the log is read.

@@ -13,6 +13,7 @@ use coracle_raft::{GroupId, LogIndex, NodeId, Role, Term};
 
 use crate::disk::SimDisk;
 use crate::handshake::Acquaintances;
+use crate::io::Death;
 use crate::network::Frame;
 use crate::queue::Micros;
 use crate::storage::{Job, Storage};
@@ -135,6 +136,8 @@ pub(crate) struct Host {
     pub(crate) write_fails: bool,
     /// Something in its log was damaged on purpose.
     pub(crate) damaged: bool,
+    /// What was damaged is one checkpoint, once, and no more: recovery takes the one before.
+    pub(crate) only_checkpoint: bool,
 }
 
 impl Host {
@@ -159,6 +162,7 @@ impl Host {
             disk_slowness: 1,
             write_fails: false,
             damaged: false,
+            only_checkpoint: false,
         }
     }
 
@@ -260,6 +264,8 @@ pub(crate) struct Node {
     /// Why it does not start again.
     pub(crate) refused: Option<String>,
     pub(crate) crash_loops: u32,
+    /// When it dies next.
+    pub(crate) death: Option<Death>,
 }
 
 impl Node {
@@ -280,6 +286,7 @@ impl Node {
             refused_starts: 0,
             refused: None,
             crash_loops: 0,
+            death: None,
         }
     }
 

@@ -3,11 +3,69 @@
 use coracle_engine::{Input, ScanSegment};
 
 use crate::host::Arrival;
+use crate::lifecycle::Crash;
+use crate::plan::Fault;
 use crate::storage::{Job, Storage};
-use crate::values::Read;
+use crate::values::{self, Read};
 use crate::world::{Event, World};
 
+/// An operation of a disk, as the process sees it complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IoStep {
+    Write,
+    Read,
+    Checkpoint,
+    CheckpointEnd,
+    Segment,
+}
+
+impl IoStep {
+    pub(crate) const ALL: &[Self] =
+        &[Self::Write, Self::Read, Self::Checkpoint, Self::CheckpointEnd, Self::Segment];
+
+    /// What an arrival at a log completes.
+    pub(crate) fn of(arrival: &Arrival, storage: &Storage) -> Option<Self> {
+        match arrival {
+            Arrival::WriteDone(_) => Some(Self::Write),
+            Arrival::LoadDone(_) | Arrival::ReadDone(_) | Arrival::ScanDone => Some(Self::Read),
+            Arrival::CheckpointDone if storage.ends_checkpoint() => Some(Self::CheckpointEnd),
+            Arrival::CheckpointDone => Some(Self::Checkpoint),
+            Arrival::TaskDone => Some(Self::Segment),
+            _ => None,
+        }
+    }
+}
+
+/// A death that was planned: after so many more completions of this kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Death {
+    pub(crate) step: IoStep,
+    pub(crate) after: u32,
+}
+
 impl World {
+    /// Whether the node has died because this completed.
+    pub(crate) fn dies_at(&mut self, node: usize, step: IoStep) -> bool {
+        let Some(death) = self.nodes[node].death.as_mut().filter(|death| death.step == step) else {
+            return false;
+        };
+        if death.after > 0 {
+            death.after -= 1;
+            return false;
+        }
+        if !self.faulty || !self.may_crash(node) {
+            return false;
+        }
+        self.nodes[node].death = None;
+        self.counters.count_fault(Fault::DeathAtIo);
+        let addr = self.hosts[self.hosts_of(node).start].addr;
+        self.trace.node(self.now, addr, "Fault", format!("dies at {step:?}"));
+        let power = self.rng.chance(0.5);
+        self.crash(node, if power { Crash::Power } else { Crash::Process });
+        self.plan_restart(node);
+        true
+    }
+
     pub(crate) fn write_done(&mut self, host: usize, job: Job) -> Result<(), String> {
         let amnesiac = self.is_amnesiac(self.hosts[host].addr);
         let state = &mut self.hosts[host];
@@ -40,8 +98,19 @@ impl World {
             Read::Started(job) => self.plan_disk(host, Arrival::ReadDone(job)),
             Read::Waits => {}
             Read::Answer(input) => {
-                if let Some(core) = &mut self.hosts[host].core {
-                    core.handle(input);
+                let came = matches!(input, Input::ValueRead { record: Ok(_), .. });
+                let state = &mut self.hosts[host];
+                let Some(core) = &mut state.core else { return };
+                let refused = core.stats().failed_reads;
+                core.handle(input);
+                let taken = !came || core.stats().failed_reads == refused;
+                assert!(taken || state.damaged, "{} read another value", state.addr);
+            }
+            Read::Lost(id, why) => {
+                let state = &mut self.hosts[host];
+                assert!(state.damaged, "{} lost a value that nobody damaged: {why}", state.addr);
+                if let Some(core) = &mut state.core {
+                    core.handle(values::answer(id, Err(why)));
                 }
             }
         }
@@ -80,7 +149,10 @@ impl World {
     /// When a disk operation that starts now completes.
     pub(crate) fn plan_disk(&mut self, host: usize, arrival: Arrival) {
         let (shortest, longest) = self.plan.disk.latency;
-        let latency = self.rng.between(shortest, longest) * self.hosts[host].disk_slowness;
+        // A slow disk is not equally slow with everything: what was asked for later may be done
+        // long before.
+        let slowness = self.rng.between(1, self.hosts[host].disk_slowness);
+        let latency = self.rng.between(shortest, longest) * slowness;
         let life = self.hosts[host].life;
         self.queue.push(self.now + latency, Event::DiskDone { host, life, arrival });
     }

@@ -213,7 +213,8 @@ impl World {
         }
         let damaged = recovery.damaged();
         self.counters.groups_damaged += damaged.len() as u64;
-        let made = self.hosts[host].damaged || self.nodes[node].amnesiac;
+        let fallback = self.hosts[host].only_checkpoint;
+        let made = self.hosts[host].damaged && !fallback || self.nodes[node].amnesiac;
         if !damaged.is_empty() && !made {
             let text = format!("{addr} finds damage that nobody made: {damaged:?}, {report:?}");
             return Err(self.failure("recovery", text));

@@ -92,6 +92,8 @@ kinds! {
     Blackout "blackout" Mix Crash Rot,
     /// A node is killed again and again, soon after each start.
     CrashLoop "crash-loop" Mix Crash Amnesia Rot,
+    /// A node dies at the moment at which an operation of its disk has completed.
+    DeathAtIo "death-at-io" Mix Crash Disk Rot Amnesia,
     /// A node's threads stand still, its disk and network do not.
     Pause "pause" Mix Crash Network Amnesia Rot,
     /// A node is cut off and stands still, and wakes up still cut off: it has missed everything

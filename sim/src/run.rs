@@ -248,7 +248,7 @@ fn end_faults(world: &mut World, node: usize) {
     world.net.set_slow(node, 0);
     let state = &mut world.nodes[node];
     state.slowness = 1;
-    state.crash_loops = 0;
+    (state.crash_loops, state.death) = (0, None);
     if state.paused_until > world.now {
         state.paused_until = world.now;
     }

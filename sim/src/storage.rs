@@ -183,6 +183,11 @@ impl Storage {
         self.files.start()
     }
 
+    /// Whether what is under way ends a checkpoint.
+    pub(crate) fn ends_checkpoint(&self) -> bool {
+        self.files.ends()
+    }
+
     /// It is done.
     pub(crate) fn checkpoint_done(&mut self) -> Option<Input> {
         self.files.done(self.wal.disk())

@@ -24,6 +24,8 @@ pub(crate) enum Read {
     /// It waits until the value is durable.
     Waits,
     Answer(Input),
+    /// The log does not have the value where the index says, and why.
+    Lost(u64, String),
 }
 
 /// Reads of values and of parts of segments.
@@ -44,7 +46,7 @@ impl Values {
                 self.waiting.push(asked);
                 Read::Waits
             }
-            Err(error) => Read::Answer(answer(asked.id, Err(error.to_string()))),
+            Err(error) => failed(asked.id, &error),
         }
     }
 
@@ -62,12 +64,14 @@ impl Values {
     /// The disk has read.
     pub(crate) fn done(&mut self, wal: &Wal<SimDisk>, job: Job) -> Option<Read> {
         let (id, read) = self.reads.remove(&job)?;
-        let decoded = read_at(wal, read.segment, read.offset, read.len)
-            .and_then(|buffer| wal.decode_value(&read, &buffer).map_err(|error| error.to_string()));
-        Some(match decoded {
+        let buffer = match read_at(wal, read.segment, read.offset, read.len) {
+            Ok(buffer) => buffer,
+            Err(error) => return Some(Read::Answer(answer(id, Err(error)))),
+        };
+        Some(match wal.decode_value(&read, &buffer) {
             Ok(Decoded::Record(record)) => Read::Answer(answer(id, Ok(record))),
             Ok(Decoded::Longer(longer)) => self.issue(id, longer),
-            Err(error) => Read::Answer(answer(id, Err(error))),
+            Err(error) => failed(id, &error),
         })
     }
 
@@ -95,7 +99,15 @@ impl Values {
     }
 }
 
-fn answer(id: u64, record: Result<Record, String>) -> Input {
+fn failed(id: u64, error: &LoadError) -> Read {
+    match error {
+        // It was moved while the read was under way.
+        LoadError::Recycled { .. } => Read::Answer(answer(id, Err(error.to_string()))),
+        _ => Read::Lost(id, error.to_string()),
+    }
+}
+
+pub(crate) fn answer(id: u64, record: Result<Record, String>) -> Input {
     Input::ValueRead { id, record }
 }
 
@@ -152,6 +164,11 @@ impl CheckpointFiles {
     /// Whether all work that was handed over is done.
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_none() && self.queue.is_empty()
+    }
+
+    /// Whether what is under way ends a file.
+    pub(crate) const fn ends(&self) -> bool {
+        matches!(self.running, Some(CheckpointWork::Finish { .. }))
     }
 
     pub(crate) fn push(&mut self, work: impl Iterator<Item = CheckpointWork>) {

@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::history::Op;
 use crate::host::{Arrival, Host, Node, Seen};
 use crate::invariants::Invariants;
+use crate::io::IoStep;
 use crate::lonely::Lonely;
 use crate::network::Network;
 use crate::plan::{Fault, Plan, SECOND};
@@ -306,8 +307,13 @@ impl World {
         for _ in 0..TURN_ARRIVALS_MAX {
             let Some(arrival) = self.hosts[host].inbox.pop_front() else { break };
             cost += ARRIVAL_COST;
+            let storage = self.hosts[host].storage.as_ref();
+            let step = storage.and_then(|storage| IoStep::of(&arrival, storage));
             if let Err(why) = self.take(host, arrival)? {
                 self.died(host, why);
+                return Ok(());
+            }
+            if step.is_some_and(|step| self.dies_at(place, step)) {
                 return Ok(());
             }
         }
