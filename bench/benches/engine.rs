@@ -16,6 +16,8 @@ use coracle_raft::{GroupId, NodeId, Place};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 const KEYS: usize = 1024;
+/// So many that what a command touches is not in a near cache, as in a real store.
+const MANY_KEYS: usize = 1 << 17;
 const AT: WallMillis = WallMillis(1_700_000_000_000);
 
 /// Commands given to a core before it is drained.
@@ -25,10 +27,12 @@ fn key(number: usize) -> String {
     format!("key:{number:08}")
 }
 
-fn set_commands(value_bytes: usize) -> Vec<Command> {
+fn set_commands(keys: usize, value_bytes: usize) -> Vec<Command> {
     let value = vec![b'v'; value_bytes];
     let set = |number| decode(&[b"SET", key(number).as_bytes(), &value], AT);
-    (0..KEYS).map(|number| set(number).expect("a well-formed command")).collect()
+    // In no order that memory has: the factor is odd, the number of keys a power of two.
+    let numbers = (0..keys).map(|number| number.wrapping_mul(2_654_435_761) % keys);
+    numbers.map(|number| set(number).expect("a well-formed command")).collect()
 }
 
 fn get_commands() -> Vec<Command> {
@@ -181,18 +185,25 @@ impl Who {
 fn through(criterion: &mut Criterion, name: &str, nodes: u32, cases: &[(&str, Who)]) {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(TURN as u64));
-    let small = set_commands(16);
-    let large = set_commands(4096);
+    let small = set_commands(KEYS, 16);
+    let large = set_commands(KEYS, 4096);
+    let many = set_commands(MANY_KEYS, 100);
     let get = get_commands();
+    let loads = [
+        ("set_16b", &small, &large),
+        ("set_4k", &large, &large),
+        ("set_100b_many_keys", &many, &many),
+        ("get_4k", &get, &large),
+    ];
     for &(role, who) in cases {
-        for (what, commands) in [("set_16b", &small), ("set_4k", &large), ("get_4k", &get)] {
+        for (what, commands, filling) in loads {
             // Made once: criterion calls the closure for every sample.
             let mut state = None;
             let mut turns = commands.chunks(TURN).cycle();
             group.bench_function(BenchmarkId::new(what, role), |bencher| {
                 let cluster = state.get_or_insert_with(|| {
                     let mut cluster = Cluster::new(nodes);
-                    large.chunks(TURN).for_each(|commands| cluster.execute(commands));
+                    filling.chunks(TURN).for_each(|commands| cluster.execute(commands));
                     cluster
                 });
                 bencher.iter_custom(|count| {

@@ -10,6 +10,7 @@ use crate::cold::Waiter;
 use crate::command::encoding::{Op, View};
 use crate::group::{Cold, Committed, Group, Tally, Turn};
 use crate::stall::Stalled;
+use crate::store::WARM_KEYS;
 use crate::task::{Outbox, Task, uncertain};
 use crate::{ReadMode, Reply};
 
@@ -24,6 +25,9 @@ impl Group {
         let mut bytes = 0;
         let mut count = 0;
         while count < APPLY_ENTRIES_PER_TURN && bytes < APPLY_BYTES_PER_TURN && self.can_apply() {
+            if count % WARM_KEYS == 0 && self.queue.len() > 1 {
+                self.warm();
+            }
             let Some(Committed { entry, task }) = self.queue.pop_front() else { break };
             assert_eq!(entry.index, self.applied.next(), "entries are applied one by one");
             bytes += entry.size_bytes();
@@ -43,6 +47,13 @@ impl Group {
             }
             self.reads.applied(self.applied, turn.serve);
         }
+    }
+
+    /// Looks for the keys of the next entries.
+    fn warm(&self) {
+        let next = self.queue.iter().take(WARM_KEYS);
+        let views = next.filter_map(|next| View::parse(next.entry.payload.bytes()));
+        self.store.warm(views.filter_map(|view| Some((view.slot, view.keys().next()?))));
     }
 
     fn apply_command(&mut self, entry: Entry, task: Option<Task>, turn: &mut Turn<'_>) {

@@ -9,6 +9,7 @@ mod digest;
 mod item;
 mod live;
 mod shard;
+mod warm;
 
 use ahash::RandomState;
 use coracle_raft::{Bug, GroupId, LogIndex, planted};
@@ -16,6 +17,7 @@ use coracle_raft::{Bug, GroupId, LogIndex, planted};
 pub(crate) use self::digest::item_digest;
 pub(crate) use self::item::{Item, Key, Located, SMALL_VALUE_BYTES, Value};
 pub(crate) use self::shard::{Shard, Totals};
+pub(crate) use self::warm::WARM_KEYS;
 use crate::{ClusterMap, SLOT_COUNT, ShardId, SlotId};
 
 /// Due keys removed by a clock entry from each shard.

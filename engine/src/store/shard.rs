@@ -12,6 +12,7 @@ use super::digest::item_digest;
 use super::item::{Item, Key};
 use super::live::LiveBytes;
 use super::slots_of;
+use super::warm::Probe;
 use crate::expiry::ExpiryIndex;
 use crate::{ClusterMap, ShardId, SlotId};
 
@@ -115,6 +116,13 @@ impl Shard {
         let table = self.slots.get(self.place(key)?)?;
         let found = table.find(self.hasher.hash_one(key), |item| item.key.bytes() == key);
         found.map(|item| &**item)
+    }
+
+    /// Where to look for a key of a slot.
+    pub(super) fn probe(&self, slot: SlotId, key: &[u8]) -> Option<Probe<'_>> {
+        let place = slot.get().checked_sub(self.first_slot)?;
+        let table = self.slots.get(usize::from(place))?;
+        Some(Probe { table, hash: self.hasher.hash_one(key) })
     }
 
     /// Removes `key` if it is dead, so that what follows sees only live items.
