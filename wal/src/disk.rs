@@ -35,6 +35,15 @@ pub trait Disk: Clone + Send + 'static {
         self.open(name)
     }
 
+    /// Opens an existing file for reading much of it, once: length, offset and memory of each read
+    /// are multiples of 4 KiB.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn open_for_bulk(&self, name: &str) -> io::Result<Self::File> {
+        self.open_for_scan(name)
+    }
+
     /// Makes an empty file, in place of one that had the name, open for the writes of the log.
     ///
     /// # Errors

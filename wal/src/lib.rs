@@ -53,7 +53,9 @@ pub use mem::{DiskOp, MemDisk, MemFile, MemMap, SECTOR_BYTES, Unsynced};
 pub use options::{Identity, Options, OptionsError};
 pub use read::ReadOp;
 pub use real::{OpenError, RealDisk};
-pub use recovery::{Damage, DamageKind, RecoveryReport, Torn, inspect, recover};
+pub use recovery::{
+    Brief, Damage, DamageKind, RecoveryReport, Torn, Visitor, inspect, recover, recover_into,
+};
 pub use segment::{SegmentDone, SegmentId, SegmentTask};
 pub use sweep::{ScanRead, Scanned};
 pub use value::{Decoded, ValueRead};

@@ -132,6 +132,16 @@ impl Disk for RealDisk {
         File::open(self.dir.join(name))
     }
 
+    fn open_for_bulk(&self, name: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        if self.direct {
+            // Pages of the cache would have to be found and cleared for what is looked at once.
+            options.custom_flags(libc::O_DIRECT);
+        }
+        options.open(self.dir.join(name))
+    }
+
     fn create(&self, name: &str) -> io::Result<File> {
         self.options().create(true).truncate(true).open(self.dir.join(name))
     }

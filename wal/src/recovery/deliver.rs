@@ -1,11 +1,12 @@
-//! Third pass: the records, in log order.
+//! Third step: the records, in log order.
 
-use coracle_raft::{BatchSeq, GroupId, HardState, Place, Record};
+use coracle_raft::{BatchSeq, EntryKind, GroupId, HardState, Place, Record};
 
 use super::evidence::{Evidence, GroupEvidence, each_piece};
 use super::salvage::Piece;
 use super::scan::{Reader, Span, Survey};
-use crate::format::{Lsn, RecordHeader, RecordKind};
+use super::visit::{Brief, Visitor};
+use crate::format::{Lsn, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::groups::{Group, GroupMap, Spot};
 use crate::segment::SegmentId;
 use crate::{Disk, RecoverError};
@@ -18,50 +19,129 @@ pub(crate) struct Delivered {
     pub(crate) uses: Vec<SegmentId>,
 }
 
-/// Calls `visit` with every record that counts, and builds the state of the groups.
+/// Calls `visitor` with every record that counts, and builds the state of the groups.
 pub(crate) fn deliver<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
     evidence: &Evidence,
-    visit: &mut dyn FnMut(Place, Record),
+    visitor: &mut dyn Visitor,
 ) -> Result<Delivered, RecoverError> {
     let mut delivered = Delivered::default();
+    let end = survey.spans.last().map_or(Lsn::ZERO, |span| span.lsn.plus(span.end - span.offset));
     for span in &survey.spans {
+        let home = Home { survey, span, end };
+        if let Some(headers) = survey.noted(span) {
+            for header in headers {
+                let Some(spot) = delivered.place(header, &home, evidence, visitor) else {
+                    continue;
+                };
+                if spot.len as usize > RECORD_HEADER_BYTES && home.brief(header, &spot, visitor) {
+                    continue;
+                }
+                let payload = reload(reader, survey, span, header)?;
+                hand_out(header, payload, &spot, visitor);
+            }
+            continue;
+        }
         each_piece(reader, survey, span, &mut |piece| {
             let Piece::Record { header, payload, payload_ok: true } = piece else { return };
-            if matches!(header.kind, RecordKind::LogStart { .. }) {
-                return;
+            let Some(spot) = delivered.place(&header, &home, evidence, visitor) else { return };
+            if spot.len as usize == RECORD_HEADER_BYTES || !home.brief(&header, &spot, visitor) {
+                hand_out(&header, payload, &spot, visitor);
             }
-            let Some(proof) = evidence.groups.get(&header.group) else { return };
-            delivered.record(&header, payload, (survey, span), proof, visit);
         })?;
     }
     Ok(delivered)
 }
 
-impl Delivered {
-    fn record(
-        &mut self,
-        header: &RecordHeader,
-        payload: &[u8],
-        (survey, span): (&Survey, &Span),
-        proof: &GroupEvidence,
-        visit: &mut dyn FnMut(Place, Record),
-    ) {
-        let spot = Spot {
-            segment: survey.segments[span.segment].id,
-            batch: span.offset as u32,
+/// Reads the content of a record for the second time.
+fn reload<'a, D: Disk>(
+    reader: &'a mut Reader<'_, D>,
+    survey: &Survey,
+    span: &Span,
+    header: &RecordHeader,
+) -> Result<&'a [u8], RecoverError> {
+    if header.payload_len == 0 {
+        return Ok(&[]);
+    }
+    let name = &survey.segments[span.segment].name;
+    let changed = || {
+        let text = "it was whole a moment ago";
+        std::io::Error::new(std::io::ErrorKind::InvalidData, text)
+    };
+    let error = reader.error("read again", name, changed());
+    let bytes = reader.load(&survey.segments, span.segment)?;
+    let start = span.offset as usize + header.offset as usize + RECORD_HEADER_BYTES;
+    let payload = bytes.get(start..start + header.payload_len as usize);
+    match payload.filter(|payload| crc32c::crc32c(payload) == header.payload_crc) {
+        Some(payload) => Ok(payload),
+        None => Err(error),
+    }
+}
+
+fn hand_out(header: &RecordHeader, payload: &[u8], spot: &Spot, visitor: &mut dyn Visitor) {
+    if let Some(record) = header.to_record(payload) {
+        visitor.record(spot.place(), record);
+    }
+}
+
+/// Where a batch stands.
+struct Home<'a> {
+    survey: &'a Survey,
+    span: &'a Span,
+    /// The end of the log.
+    end: Lsn,
+}
+
+impl Home<'_> {
+    fn spot(&self, header: &RecordHeader) -> Spot {
+        Spot {
+            segment: self.survey.segments[self.span.segment].id,
+            batch: self.span.offset as u32,
             offset: header.offset,
             len: header.record_bytes() as u32,
-            lsn: span.lsn.plus(u64::from(header.offset)),
+            lsn: self.span.lsn.plus(u64::from(header.offset)),
+        }
+    }
+
+    /// Offers a record without its content. Returns whether that was enough.
+    fn brief(&self, header: &RecordHeader, spot: &Spot, visitor: &mut dyn Visitor) -> bool {
+        let position = match header.kind {
+            RecordKind::Entry { kind: EntryKind::Command, position } => Some(position),
+            RecordKind::Value => None,
+            _ => return false,
         };
+        visitor.brief(&Brief {
+            place: spot.place(),
+            group: header.group,
+            position,
+            payload_len: header.payload_len as usize,
+            bytes_behind: self.end.get().saturating_sub(spot.lsn.get()),
+        })
+    }
+}
+
+impl Delivered {
+    /// Takes note of a record. Returns where it stands, if it counts and the visitor is to see it.
+    fn place(
+        &mut self,
+        header: &RecordHeader,
+        home: &Home<'_>,
+        evidence: &Evidence,
+        visitor: &mut dyn Visitor,
+    ) -> Option<Spot> {
+        if matches!(header.kind, RecordKind::LogStart { .. }) {
+            return None;
+        }
+        let proof = evidence.groups.get(&header.group)?;
+        let spot = home.spot(header);
         if spot.lsn < proof.void_before {
-            return;
+            return None;
         }
         let group =
-            self.groups.entry(header.group).or_insert_with(|| begin(header.group, proof, visit));
+            self.groups.entry(header.group).or_insert_with(|| begin(header.group, proof, visitor));
         if !counts(header, spot.lsn, proof, group.hard_state) {
-            return;
+            return None;
         }
         let newly_used = match header.kind {
             RecordKind::Entry { position, .. } => group.entry_put(position, spot),
@@ -78,20 +158,18 @@ impl Delivered {
         if newly_used {
             self.uses.push(spot.segment);
         }
-        if let Some(record) = header.to_record(payload) {
-            visit(spot.place(), record);
-        }
+        Some(spot)
     }
 }
 
 /// A group's log starts after its newest base, whatever stood in it before: entries at or before
 /// it may lie in segments that are gone.
-fn begin(group: GroupId, proof: &GroupEvidence, visit: &mut dyn FnMut(Place, Record)) -> Group {
+fn begin(group: GroupId, proof: &GroupEvidence, visitor: &mut dyn Visitor) -> Group {
     let mut state = Group::default();
     if let Some(base) = proof.base {
         state.purge_put(base);
         state.purge_durable(base.index);
-        visit(Place::default(), Record::Purge { group, base });
+        visitor.record(Place::default(), Record::Purge { group, base });
     }
     state
 }

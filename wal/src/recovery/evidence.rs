@@ -1,4 +1,4 @@
-//! Second pass: which groups lost something.
+//! Second step: which groups lost something.
 //!
 //! Every record carries the number of records its group had before it. A place where records are
 //! lost, nobody knows whose, therefore harms only the groups whose numbers have a gap there, and
@@ -102,12 +102,18 @@ pub(crate) fn gather<D: Disk>(
             SpanKind::Hole => evidence.events.push(loss_at(span.offset, DamageKind::Batch)),
             SpanKind::Whole(_) | SpanKind::Broken(_) => {}
         }
+        let record = |evidence: &mut Evidence, header: &RecordHeader, payload_ok| {
+            let offset = span.offset + u64::from(header.offset);
+            let kind = if payload_ok { DamageKind::Missing } else { DamageKind::Payload };
+            let lsn = segment.first_lsn.plus(offset);
+            evidence.record(header, payload_ok, lsn, &|| loss_at(offset, kind));
+        };
+        if let Some(headers) = survey.noted(span) {
+            headers.iter().for_each(|header| record(&mut evidence, header, true));
+            continue;
+        }
         each_piece(reader, survey, span, &mut |piece| match piece {
-            Piece::Record { header, payload_ok, .. } => {
-                let offset = span.offset + u64::from(header.offset);
-                let kind = if payload_ok { DamageKind::Missing } else { DamageKind::Payload };
-                evidence.record(&header, payload_ok, loss_at(offset, kind));
-            }
+            Piece::Record { header, payload_ok, .. } => record(&mut evidence, &header, payload_ok),
             Piece::Lost(range) => {
                 // In a hole the loss is known already.
                 if span.batch().is_some() {
@@ -147,7 +153,13 @@ pub(crate) fn each_piece<D: Disk>(
 }
 
 impl Evidence {
-    fn record(&mut self, header: &RecordHeader, payload_ok: bool, here: Loss) {
+    fn record(
+        &mut self,
+        header: &RecordHeader,
+        payload_ok: bool,
+        lsn: Lsn,
+        loss: &dyn Fn() -> Loss,
+    ) {
         if matches!(header.kind, RecordKind::LogStart { .. }) {
             // Of no group.
             return;
@@ -158,26 +170,27 @@ impl Evidence {
         let event = first_event_after(&self.events, group.last_lsn);
         let follows = header.seq == group.seq + 1;
         if !follows && (!first || event.is_some()) {
-            group.losses.push(event.cloned().unwrap_or_else(|| Loss {
-                damage: Damage { kind: DamageKind::Missing, ..here.damage.clone() },
-                ..here.clone()
+            group.losses.push(event.cloned().unwrap_or_else(|| {
+                let mut missing = loss();
+                missing.damage.kind = DamageKind::Missing;
+                missing
             }));
         }
         group.seq = header.seq;
-        group.last_lsn = here.lsn;
+        group.last_lsn = lsn;
         if let RecordKind::Entry { position, .. } = header.kind {
-            group.entry(position.index, here.lsn);
+            group.entry(position.index, lsn);
         }
         if !payload_ok {
             let entry = match header.kind {
                 RecordKind::Entry { position, .. } => Some(position.index),
                 _ => None,
             };
-            group.losses.push(Loss { entry, ..here });
+            group.losses.push(Loss { entry, ..loss() });
             return;
         }
         match header.kind {
-            RecordKind::Purge { base, restart } => group.purged(base, restart, here.lsn),
+            RecordKind::Purge { base, restart } => group.purged(base, restart, lsn),
             RecordKind::Reset => {
                 group.healed += group.losses.len() as u64;
                 group.losses.clear();
@@ -185,7 +198,7 @@ impl Evidence {
                 group.runs.clear();
                 group.last = LogIndex::ZERO;
                 group.base = None;
-                group.void_before = here.lsn;
+                group.void_before = lsn;
             }
             RecordKind::Entry { .. }
             | RecordKind::HardState(_)

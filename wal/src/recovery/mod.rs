@@ -1,9 +1,11 @@
 //! Opening a log: what is in it, what is damaged, where to go on.
 //!
-//! Three passes over the log proper; of older segments, which are kept for their values, only the
-//! headers are read. The first finds the batches and decides where the log ends
-//! (`scan`), the second finds out which groups lost something (`evidence`), the third hands out
-//! the records (`deliver`). Then the files are put in order (`repair`).
+//! The log proper is read once; of older segments, which are kept for their values, only the
+//! headers are. The first step finds the batches, checks every byte, decides where the log ends
+//! (`scan`, `start`) and keeps the headers of all records; the second finds out which groups lost
+//! something (`evidence`), the third hands out the records (`deliver`). Both need the headers only,
+//! but for the content that the visitor asks for; what is damaged, and what is behind more headers
+//! than are kept, is read again. Then the files are put in order (`repair`).
 
 mod deliver;
 mod evidence;
@@ -12,10 +14,12 @@ mod report;
 pub(crate) mod salvage;
 mod scan;
 mod start;
+mod visit;
 
 use coracle_raft::{Place, Record};
 
 pub use report::{Damage, DamageKind, RecoveryReport, Torn};
+pub use visit::{Brief, Visitor};
 
 use crate::{Disk, Identity, Options, RecoverError, Wal};
 
@@ -39,18 +43,41 @@ pub fn recover<D: Disk>(
     options: Options,
     visit: &mut dyn FnMut(Place, Record),
 ) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
+    recover_into(disk, options, &mut &mut *visit)
+}
+
+/// As [`recover`], for who does not need the content of all commands and values: see
+/// [`Visitor::brief`].
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn recover_into<D: Disk>(
+    disk: D,
+    options: Options,
+    visitor: &mut dyn Visitor,
+) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
+    recover_noting(disk, options, visitor, scan::NOTES_MAX)
+}
+
+fn recover_noting<D: Disk>(
+    disk: D,
+    options: Options,
+    visitor: &mut dyn Visitor,
+    notes_max: usize,
+) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
     options.validate()?;
     let mut report = RecoveryReport::default();
-    let mut reader = scan::Reader::new(&disk);
+    let mut reader = scan::Reader::new(&disk, notes_max);
     let survey = start::survey(&mut reader, Some(options.identity), &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
     if evidence.groups.len() > options.groups_max {
         let (found, limit) = (evidence.groups.len(), options.groups_max);
         return Err(RecoverError::TooManyGroups { found, limit });
     }
-    let groups = deliver::deliver(&mut reader, &survey, &evidence, visit)?;
+    let groups = deliver::deliver(&mut reader, &survey, &evidence, visitor)?;
     report.unreadable_blocks = reader.unreadable_blocks();
-    let wal = repair::open(disk, options, &survey, groups, &evidence, &mut report)?;
+    report.bytes_read = reader.bytes_read();
+    let wal = repair::open(disk.clone(), options, &survey, groups, &evidence, &mut report)?;
     Ok((wal, report))
 }
 
@@ -65,10 +92,11 @@ pub fn inspect<D: Disk>(
     visit: &mut dyn FnMut(Place, Record),
 ) -> Result<RecoveryReport, RecoverError> {
     let mut report = RecoveryReport::default();
-    let mut reader = scan::Reader::new(disk);
+    let mut reader = scan::Reader::new(disk, scan::NOTES_MAX);
     let survey = start::survey(&mut reader, identity, &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
-    deliver::deliver(&mut reader, &survey, &evidence, visit)?;
+    deliver::deliver(&mut reader, &survey, &evidence, &mut &mut *visit)?;
     report.unreadable_blocks = reader.unreadable_blocks();
+    report.bytes_read = reader.bytes_read();
     Ok(report)
 }

@@ -41,6 +41,9 @@ pub struct RecoveryReport {
     pub values_damaged: Vec<Damage>,
     /// Damage that hit only what was overwritten or purged later.
     pub healed: u64,
+    /// Bytes of segments that were read: all of the log proper and what was made ahead, and again
+    /// what had to be looked at again.
+    pub bytes_read: u64,
     /// Blocks of 4 KiB that the disk refused to read.
     pub unreadable_blocks: u64,
     /// Unfinished and unused files that were removed or put aside for reuse.

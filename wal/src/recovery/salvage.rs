@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use coracle_raft::{Bug, planted};
 
-use crate::format::{BATCH_HEADER_BYTES, Lsn, RECORD_HEADER_BYTES, RecordHeader, record_seed};
+use crate::format::{
+    BATCH_HEADER_BYTES, BatchHeader, Lsn, RECORD_HEADER_BYTES, RecordHeader, record_seed,
+};
 
 /// What stands in a batch, in order.
 #[derive(Debug)]
@@ -65,12 +67,18 @@ pub(crate) fn record_at(
     (header.record_bytes() <= end - at).then_some((header, payload))
 }
 
-/// Whether the batch is exactly what its header says.
-pub(crate) fn is_whole(bytes: &[u8], frame: &Frame, count: u32, records_crc: u32) -> bool {
+/// Whether the batch is exactly what its header says. Adds its record headers to `headers`, also
+/// the first ones of a batch that is not.
+pub(crate) fn is_whole(
+    bytes: &[u8],
+    frame: &Frame,
+    batch: &BatchHeader,
+    headers: &mut Vec<RecordHeader>,
+) -> bool {
     let seed = record_seed(frame.salt, frame.lsn);
     let mut at = BATCH_HEADER_BYTES;
     let mut crc = 0;
-    for _ in 0..count {
+    for _ in 0..batch.count {
         let Some((header, payload)) = record_at(bytes, seed, at, frame.len) else { return false };
         let ok = planted(Bug::PayloadChecksumIgnored);
         if !ok && crc32c::crc32c(payload) != header.payload_crc {
@@ -79,6 +87,7 @@ pub(crate) fn is_whole(bytes: &[u8], frame: &Frame, count: u32, records_crc: u32
         let checksum = &bytes[at + RECORD_HEADER_BYTES - 4..at + RECORD_HEADER_BYTES];
         crc = crc32c::crc32c_append(crc, checksum);
         at += header.record_bytes();
+        headers.push(header);
     }
-    at == frame.len && crc == records_crc
+    at == frame.len && crc == batch.records_crc
 }

@@ -1,20 +1,28 @@
-//! First pass: the segments, their batches, how they follow each other, and where the log ends.
+//! First step: the segments, their batches, how they follow each other, and where the log ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use coracle_raft::{Bug, planted};
+use coracle_ring::AlignedBuf;
 
 use super::report::Torn;
 use super::salvage::{self, Frame};
 use crate::format::{
-    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FORMAT_VERSION, Lsn, SegmentHeader,
+    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FORMAT_VERSION, Lsn, RecordHeader, SegmentHeader,
     SegmentHeaderError, aligned, record_seed,
 };
 use crate::segment::SegmentId;
 use crate::{Disk, Identity, RecoverError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Bytes of one read: a disk that is asked for less at a time is slower.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// Record headers that are kept in memory (48 MiB of them): the log of a disk full of tiny records
+/// is read more than once instead.
+pub(crate) const NOTES_MAX: usize = 1 << 20;
 
 /// No segment is longer, whatever its file says.
 const SEGMENT_BYTES_MAX: u64 = 1 << 31;
@@ -75,25 +83,78 @@ pub(crate) struct Survey {
     /// In log order, from the start of the log proper to the end of the log.
     pub(crate) spans: Vec<Span>,
     pub(crate) watermark: Lsn,
+    /// What was noted of segments, by their index. Not of all, see [`NOTES_MAX`].
+    pub(crate) notes: BTreeMap<usize, Notes>,
     /// Files that are being made or put aside.
     pub(crate) unfinished: Vec<String>,
+}
+
+impl Survey {
+    /// The record headers of a whole batch, if they were noted.
+    pub(crate) fn noted(&self, span: &Span) -> Option<&[RecordHeader]> {
+        match span.kind {
+            SpanKind::Whole(_) => self.notes.get(&span.segment)?.batch(span.offset),
+            SpanKind::Broken(_) | SpanKind::Hole | SpanKind::Blind => None,
+        }
+    }
+}
+
+/// The record headers of the whole batches of one segment: what is said of them later needs no
+/// second look at the disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes {
+    headers: Vec<RecordHeader>,
+    /// Where each batch starts in the segment, and its first header.
+    batches: Vec<(u64, usize)>,
+}
+
+impl Notes {
+    /// The headers of the batch at `offset`.
+    pub(crate) fn batch(&self, offset: u64) -> Option<&[RecordHeader]> {
+        let at = self.batches.binary_search_by_key(&offset, |(start, _)| *start).ok()?;
+        let end = self.batches.get(at + 1).map_or(self.headers.len(), |(_, first)| *first);
+        Some(&self.headers[self.batches[at].1..end])
+    }
 }
 
 /// Reads segments, one at a time.
 pub(crate) struct Reader<'a, D: Disk> {
     pub(crate) disk: &'a D,
-    bytes: Vec<u8>,
+    buffer: AlignedBuf,
+    len: usize,
     loaded: Option<usize>,
     unreadable: BTreeSet<(usize, u64)>,
+    bytes_read: u64,
+    /// How many headers may still be noted.
+    notes_left: usize,
 }
 
 impl<'a, D: Disk> Reader<'a, D> {
-    pub(crate) const fn new(disk: &'a D) -> Self {
-        Self { disk, bytes: Vec::new(), loaded: None, unreadable: BTreeSet::new() }
+    pub(crate) fn new(disk: &'a D, notes_max: usize) -> Self {
+        Self {
+            disk,
+            buffer: AlignedBuf::zeroed(0),
+            len: 0,
+            loaded: None,
+            unreadable: BTreeSet::new(),
+            bytes_read: 0,
+            notes_left: notes_max,
+        }
     }
 
     pub(crate) fn unreadable_blocks(&self) -> u64 {
         self.unreadable.len() as u64
+    }
+
+    /// Bytes of segments read so far, those included that were read again.
+    pub(crate) const fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// Keeps the notes on a segment, unless there are too many of them.
+    pub(super) fn keep(&mut self, notes: Notes) -> Option<Notes> {
+        self.notes_left = self.notes_left.checked_sub(notes.headers.len())?;
+        Some(notes)
     }
 
     /// The bytes of a segment. What the disk refuses to read is zeros, which are never valid.
@@ -104,30 +165,62 @@ impl<'a, D: Disk> Reader<'a, D> {
     ) -> Result<&[u8], RecoverError> {
         if self.loaded != Some(at) {
             let segment = &segments[at];
-            let file = self.disk.open_for_scan(&segment.name);
+            let file = self.disk.open_for_bulk(&segment.name);
             let file = file.map_err(|source| self.error("open", &segment.name, source))?;
-            let len = segment.file_bytes.min(segment.segment_bytes) as usize;
+            self.len = segment.file_bytes.min(segment.segment_bytes) as usize;
             self.loaded = None;
-            self.bytes.clear();
-            self.bytes.resize(len, 0);
+            if self.buffer.len() < self.len {
+                self.buffer = AlignedBuf::zeroed(self.len);
+            }
             self.fill(&file, at);
+            self.bytes_read += self.len as u64;
             self.loaded = Some(at);
         }
-        Ok(&self.bytes)
+        Ok(&self.buffer[..self.len])
+    }
+
+    /// A few bytes of a segment that was loaded before; `offset` is a multiple of a block.
+    fn peek(
+        &mut self,
+        segment: &SegmentScan,
+        at: usize,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, RecoverError> {
+        if self.loaded == Some(at) {
+            let from = (offset as usize).min(self.len);
+            return Ok(self.buffer[from..self.len.min(from + len)].to_vec());
+        }
+        let file = self.disk.open_for_bulk(&segment.name);
+        let file = file.map_err(|source| self.error("open", &segment.name, source))?;
+        let mut block = AlignedBuf::zeroed(BLOCK_BYTES);
+        let mut bytes = Vec::with_capacity(len);
+        for part in (0..len).step_by(BLOCK_BYTES) {
+            // What cannot be read was counted when it was loaded.
+            let read = self.disk.read_at(&file, offset + part as u64, &mut block).unwrap_or(0);
+            block[read..].fill(0);
+            bytes.extend_from_slice(&block[..(len - part).min(BLOCK_BYTES)]);
+        }
+        self.bytes_read += len as u64;
+        Ok(bytes)
     }
 
     fn fill(&mut self, file: &D::File, segment: usize) {
-        const CHUNK: usize = 1 << 20;
-        for (number, chunk) in self.bytes.chunks_mut(CHUNK).enumerate() {
-            let start = number * CHUNK;
-            if self.disk.read_at(file, start as u64, chunk).is_ok() {
+        let bytes = &mut self.buffer[..self.len.next_multiple_of(BLOCK_BYTES)];
+        for (number, chunk) in bytes.chunks_mut(CHUNK_BYTES).enumerate() {
+            let start = number * CHUNK_BYTES;
+            if let Ok(read) = self.disk.read_at(file, start as u64, chunk) {
+                chunk[read..].fill(0);
                 continue;
             }
             for (block_number, block) in chunk.chunks_mut(BLOCK_BYTES).enumerate() {
                 let offset = (start + block_number * BLOCK_BYTES) as u64;
-                if self.disk.read_at(file, offset, block).is_err() {
-                    block.fill(0);
-                    self.unreadable.insert((segment, offset));
+                match self.disk.read_at(file, offset, block) {
+                    Ok(read) => block[read..].fill(0),
+                    Err(_) => {
+                        block.fill(0);
+                        self.unreadable.insert((segment, offset));
+                    }
                 }
             }
         }
@@ -252,7 +345,8 @@ fn place<D: Disk>(
 }
 
 /// The batches of one segment. What stands after the last valid batch header is no span.
-pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> {
+pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> (Vec<Span>, Notes) {
+    let mut notes = Notes::default();
     let span = |range: Range<u64>, kind| Span {
         segment: at,
         offset: range.start,
@@ -261,7 +355,8 @@ pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> 
         kind,
     };
     let Some(header) = segment.header else {
-        return vec![span(BLOCK..segment.segment_bytes.max(2 * BLOCK), SpanKind::Blind)];
+        let blind = span(BLOCK..segment.segment_bytes.max(2 * BLOCK), SpanKind::Blind);
+        return (vec![blind], notes);
     };
     let mut spans: Vec<Span> = Vec::new();
     let mut hole = None;
@@ -285,13 +380,19 @@ pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> Vec<Span> 
             spans.push(span(start..offset, SpanKind::Hole));
         }
         let frame = Frame { salt: header.salt, lsn, len: batch.len as usize, verified: false };
-        let whole = salvage::is_whole(here, &frame, batch.count, batch.records_crc);
-        let kind = if whole { SpanKind::Whole(batch) } else { SpanKind::Broken(batch) };
+        let first = notes.headers.len();
+        let kind = if salvage::is_whole(here, &frame, &batch, &mut notes.headers) {
+            notes.batches.push((offset, first));
+            SpanKind::Whole(batch)
+        } else {
+            notes.headers.truncate(first);
+            SpanKind::Broken(batch)
+        };
         let end = offset + aligned(u64::from(batch.len));
         spans.push(span(offset..end, kind));
         offset = end;
     }
-    spans
+    (spans, notes)
 }
 
 /// Joins the segments: a batch names the one before it, so a segment that ends too early, or that
@@ -379,15 +480,21 @@ pub(super) fn traces<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
 ) -> Result<Option<Torn>, RecoverError> {
+    const SEARCHED_BYTES: usize = 4 * BLOCK_BYTES;
     let (last, end) = survey.spans.last().map_or((0, BLOCK), |span| (span.segment, span.end));
     for (at, offset) in [(last, end), (last + 1, BLOCK)] {
         let Some(segment) = survey.segments.get(at) else { continue };
         let Some(header) = segment.header else { continue };
-        let bytes = reader.load(&survey.segments, at)?;
-        let Some(batch) = bytes.get(offset as usize..) else { continue };
+        let left = segment.file_bytes.min(segment.segment_bytes).saturating_sub(offset) as usize;
+        // A header may begin in the last of these places.
+        let bytes = reader.peek(segment, at, offset, left.min(SEARCHED_BYTES + BLOCK_BYTES))?;
         let seed = record_seed(header.salt, segment.first_lsn.plus(offset));
-        let mut places = (BATCH_HEADER_BYTES..batch.len().min(4 * BLOCK_BYTES)).step_by(8);
-        if places.any(|place| salvage::record_at(batch, seed, place, batch.len()).is_some()) {
+        let mut places = (BATCH_HEADER_BYTES..left.min(SEARCHED_BYTES)).step_by(8);
+        let is_record = |place: usize| {
+            let header = RecordHeader::decode(bytes.get(place..)?, seed, place)?.0;
+            (header.record_bytes() <= left - place).then_some(())
+        };
+        if places.any(|place| is_record(place).is_some()) {
             let file = reader.disk.display(&segment.name);
             return Ok(Some(Torn { file, offset, batches_dropped: 0 }));
         }

@@ -5,7 +5,7 @@
 //! down, so that nothing is read before the start of the log proper but headers.
 
 use super::report::{Damage, DamageKind, RecoveryReport};
-use super::scan::{Reader, SegmentScan, Span, Survey, cut, link, list, traces, walk};
+use super::scan::{Notes, Reader, SegmentScan, Span, Survey, cut, link, list, traces, walk};
 use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, Lsn, RecordHeader, RecordKind, record_seed};
 use crate::{Disk, Identity, RecoverError};
 
@@ -15,6 +15,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 #[derive(Clone, Debug)]
 struct Walked {
     spans: Vec<Span>,
+    notes: Option<Notes>,
     /// The segment that it names as the first one of the log proper.
     log_start: Option<u64>,
 }
@@ -47,6 +48,8 @@ pub(crate) fn survey<D: Disk>(
             _ => break,
         }
     }
+    let noted = walked.into_iter().map(|walked| walked?.notes).enumerate();
+    survey.notes = noted.filter_map(|(at, notes)| Some((at, notes?))).collect();
     report.watermark = survey.watermark;
     if report.torn.is_none() {
         report.torn = traces(reader, &survey)?;
@@ -85,8 +88,9 @@ fn walked_at<'a, D: Disk>(
 ) -> Result<&'a Walked, RecoverError> {
     if walked[at].is_none() {
         let bytes = reader.load(segments, at)?;
-        let spans = walk(at, &segments[at], bytes);
-        walked[at] = Some(Walked { spans, log_start: told_start(&segments[at], bytes) });
+        let (spans, notes) = walk(at, &segments[at], bytes);
+        let log_start = told_start(&segments[at], bytes);
+        walked[at] = Some(Walked { spans, notes: reader.keep(notes), log_start });
     }
     Ok(walked[at].as_ref().expect("it was walked just now"))
 }
