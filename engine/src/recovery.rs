@@ -16,8 +16,9 @@ use crate::snapshot::{Apart, Piece, PieceValue, Thawing};
 use crate::store::{Shard, Store, shards_of};
 use crate::{ClusterMap, CoreAddr, ShardId};
 
-/// Newest entries kept in memory at the start, over all groups of the core.
-const TAIL_BYTES_TOTAL: usize = 64 << 20;
+/// Newest entries kept in memory at the start, over all groups of the core: as much as consensus
+/// keeps while it runs.
+const TAIL_BYTES_TOTAL: usize = 32 << 20;
 /// And at least this much for each.
 const TAIL_BYTES_MIN: usize = 256 << 10;
 
@@ -29,6 +30,8 @@ pub struct Recovery {
     groups: BTreeMap<GroupId, GroupRecovery>,
     damaged: BTreeMap<GroupId, String>,
     tail_bytes_max: usize,
+    /// Entries that start closer to the end of the log are kept in memory.
+    tail_from_bytes: u64,
     hasher: RandomState,
     ignored: u64,
     /// The oldest segment that each checkpoint file refers to, by the number of the file.
@@ -65,6 +68,14 @@ struct Found {
 }
 
 impl Recovery {
+    /// Keeps only such entries in memory as start within the last `bytes` of the log. Default: 32
+    /// MiB.
+    #[must_use]
+    pub const fn with_tail_of(mut self, bytes: u64) -> Self {
+        self.tail_from_bytes = bytes;
+        self
+    }
+
     /// Nothing on disk yet.
     pub fn new(map: ClusterMap, addr: CoreAddr) -> Self {
         let count = map.groups_on(addr).count().max(1);
@@ -76,6 +87,7 @@ impl Recovery {
             groups: BTreeMap::new(),
             damaged: BTreeMap::new(),
             tail_bytes_max,
+            tail_from_bytes: TAIL_BYTES_TOTAL as u64,
             hasher,
             ignored: 0,
             files: BTreeMap::new(),
@@ -85,7 +97,8 @@ impl Recovery {
     }
 
     /// Takes a section of checkpoint file `file`, before all records of the log. Sections of the
-    /// older file come first.
+    /// newest file come first; of those of older ones only what they are about is looked at, unless
+    /// the newer one is missing.
     pub fn section(&mut self, file: u64, bytes: &[u8]) {
         let understood = self.read_section(file, bytes).is_some();
         self.ignored += u64::from(!understood);
@@ -96,17 +109,21 @@ impl Recovery {
         if !self.hosts(id) || shard.0 >= self.map.shard_count() || self.map.group_of(shard) != id {
             return None;
         }
-        let mut content = Shard::new(shard, &self.map, self.hasher.clone());
-        section::decode(bytes, &mut content).ok()?;
-        (content.base, content.base_clock) = (at, clock);
+        let snapshot = ShardSnapshot { index: at.index, received: None };
+        let newer = self.groups.get_mut(&id).and_then(|group| group.shards.get_mut(&shard));
+        if let Some(newer) = newer {
+            newer.snapshots.older = snapshot;
+        } else {
+            let mut content = Shard::new(shard, &self.map, self.hasher.clone());
+            section::decode(bytes, &mut content).ok()?;
+            (content.base, content.base_clock) = (at, clock);
+            let snapshots = ShardSnapshots { older: snapshot, newer: snapshot };
+            let map = &self.map;
+            let group = self.groups.entry(id).or_insert_with(|| GroupRecovery::new(id, map));
+            group.shards.insert(shard, Found { shard: content, snapshots });
+        }
         let oldest = self.files.entry(file).or_insert(values_from);
         *oldest = values_from.min(*oldest);
-        let map = &self.map;
-        let group = self.groups.entry(id).or_insert_with(|| GroupRecovery::new(id, map));
-        let snapshot = ShardSnapshot { index: at.index, received: None };
-        let older = group.shards.get(&shard).map_or(snapshot, |found| found.snapshots.newer);
-        let snapshots = ShardSnapshots { older, newer: snapshot };
-        group.shards.insert(shard, Found { shard: content, snapshots });
         Some(())
     }
 
@@ -133,6 +150,30 @@ impl Recovery {
     /// The newest segment with a record.
     pub(crate) const fn newest_segment(&self) -> u64 {
         self.newest_segment
+    }
+
+    /// The next record of the log is a command or a value, without its content: the entry that the
+    /// command is, and how many bytes of log follow its start. Returns whether that is enough.
+    ///
+    /// Commands are kept in memory if they are among the newest; values matter inside of snapshots
+    /// only.
+    pub fn brief(
+        &mut self,
+        place: Place,
+        group: GroupId,
+        position: Option<LogPosition>,
+        bytes_behind: u64,
+    ) -> bool {
+        let found = self.groups.get_mut(&group);
+        match (position, found) {
+            (_, None) => return false,
+            (Some(_), _) if bytes_behind <= self.tail_from_bytes => return false,
+            (None, Some(group)) if !group.thawing.is_empty() => return false,
+            (Some(position), Some(group)) => group.passed_over(place, position),
+            (None, Some(_)) => {}
+        }
+        self.newest_segment = self.newest_segment.max(place.segment());
+        true
     }
 
     /// Takes the next record of the log.
@@ -201,7 +242,7 @@ impl Recovery {
             let oldest = group.shards.values().min_by_key(|found| found.shard.base.index);
             store.set_clock(oldest.map_or(0, |found| found.shard.base_clock));
         }
-        let commit = group.commit();
+        let (commit, applied) = (group.commit(), group.applied(store.shards().len()));
         let mut snapshots = vec![ShardSnapshots::default(); store.shards().len()];
         for (id, found) in group.shards {
             if let Some(place) = store.place_of(id) {
@@ -216,6 +257,7 @@ impl Recovery {
             runs: group.runs,
             last: group.last,
             commit,
+            applied,
             tail: group.tail.into(),
             memberships: group.memberships,
         };
@@ -242,24 +284,41 @@ impl GroupRecovery {
         }
     }
 
-    fn entry(&mut self, place: Place, entry: Entry, tail_bytes_max: usize) -> bool {
-        if entry.index <= self.base.index {
-            return true;
+    /// Takes note of an entry. Returns whether it is one that counts.
+    fn put(&mut self, place: Place, at: LogPosition) -> bool {
+        if at.index <= self.base.index {
+            return false;
         }
-        self.places.put(entry.position(), place);
-        if entry.index > self.last.next() {
+        self.places.put(at, place);
+        if at.index > self.last.next() {
             // What is missing must lie before a base that a later record names.
             self.clear();
-        } else if entry.index <= self.last {
-            self.truncate(entry.index);
+        } else if at.index <= self.last {
+            self.truncate(at.index);
         }
-        if self.runs.last().is_none_or(|run| run.term != entry.term) {
-            self.runs.push(entry.position());
+        if self.runs.last().is_none_or(|run| run.term != at.term) {
+            self.runs.push(at);
+        }
+        self.last = at.index;
+        true
+    }
+
+    /// An entry whose content is left on disk.
+    fn passed_over(&mut self, place: Place, at: LogPosition) {
+        if self.put(place, at) {
+            // The tail has no gaps.
+            self.tail.clear();
+            self.tail_bytes = 0;
+        }
+    }
+
+    fn entry(&mut self, place: Place, entry: Entry, tail_bytes_max: usize) -> bool {
+        if !self.put(place, entry.position()) {
+            return true;
         }
         if entry.kind == EntryKind::Membership {
             self.memberships.push(entry.clone());
         }
-        self.last = entry.index;
         self.tail_bytes += entry.size_bytes();
         self.tail.push_back(entry);
         while self.tail_bytes > tail_bytes_max && self.tail.len() > 1 {
@@ -290,6 +349,14 @@ impl GroupRecovery {
         let taken = self.shards.values().map(|found| found.shard.base);
         let ours = taken.filter(|at| self.term_of(at.index) == Some(at.term));
         ours.map(|at| at.index).max().unwrap_or_default()
+    }
+
+    /// Up to where all `shards` shards hold the effects of this very log: what comes before need not
+    /// be read again to be applied.
+    fn applied(&self, shards: usize) -> LogIndex {
+        let oldest = self.shards.values().map(|found| found.shard.base).min_by_key(|at| at.index);
+        let ours = oldest.filter(|at| self.term_of(at.index) == Some(at.term));
+        ours.filter(|_| self.shards.len() == shards).map_or(LogIndex::ZERO, |at| at.index)
     }
 
     fn clear(&mut self) {
@@ -541,6 +608,7 @@ mod tests {
             let log = [entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 2)];
             let recovered = recover(log.into_iter().chain(state));
             assert_eq!(recovered.commit, LogIndex::new(want), "{at:?}");
+            assert_eq!(recovered.applied, LogIndex::new(want), "{at:?}: the only shard holds it");
         }
     }
 

@@ -12,7 +12,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use coracle_raft::{BatchSeq, GroupId, NodeId, Record};
+use coracle_raft::{BatchSeq, EntryKind, GroupId, NodeId, Record};
 
 pub use self::inspect::{Content, Levels};
 use self::machine::{Machine, Written};
@@ -244,15 +244,31 @@ impl Cluster {
             let mut config = CoreConfig::new(at, self.map.clone());
             config.seed = seed;
             (self.configure)(&mut config);
-            let mut recovery = Recovery::new(self.map.clone(), at);
+            let tail = seed % 200;
+            let mut recovery = Recovery::new(self.map.clone(), at).with_tail_of(tail);
             let machine = self.machines.get_mut(&at).expect("an address of this cluster");
-            for (&number, sections) in &machine.files {
+            for (&number, sections) in machine.files.iter().rev() {
                 sections.iter().for_each(|section| recovery.section(number, section));
             }
+            // Some of what is in memory after a start, and all of what follows, counted in records.
+            let mut left = machine.disk.len() as u64;
             for Written { batch, place, record } in &mut machine.disk {
                 // Batches of an earlier life come before all of this one.
                 *batch = BatchSeq::default();
-                recovery.record(*place, record.clone());
+                let (group, position) = match record {
+                    Record::Entry { group, entry } if entry.kind == EntryKind::Command => {
+                        (*group, Some(entry.position()))
+                    }
+                    Record::Value { group, .. } => (*group, None),
+                    record => {
+                        recovery.record(*place, record.clone());
+                        continue;
+                    }
+                };
+                left -= 1;
+                if !recovery.brief(*place, group, position, left) {
+                    recovery.record(*place, record.clone());
+                }
             }
             assert_eq!(recovery.damaged(), BTreeMap::new(), "{at} wrote what does not add up");
             assert_eq!(recovery.ignored(), 0, "{at} wrote records it does not understand");

@@ -7,7 +7,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use coracle_engine::{Core, CoreAddr, Recovery};
-use coracle_wal::{CheckpointReport, Identity, Options, RealDisk, RecoveryReport, Wal};
+use coracle_raft::{Place, Record};
+use coracle_wal::{
+    Brief, CheckpointReport, Identity, Options, RealDisk, RecoveryReport, Visitor, Wal,
+};
 
 use super::shared::Shared;
 use super::start::core_config;
@@ -32,11 +35,10 @@ pub(super) fn recover(
     let mut recovery = Recovery::new(shared.map().clone(), me);
     let began = Instant::now();
     let newest = read_checkpoints(&disk, identity, me, &mut recovery)?;
-    let from_checkpoints = began.elapsed();
-    let visit = &mut |place, record| recovery.record(place, record);
-    let (wal, report) = coracle_wal::recover(disk, options, visit).map_err(storage_error)?;
-    let from_log = began.elapsed() - from_checkpoints;
-    log_recovery(me, &report);
+    let log_began = Instant::now();
+    let visitor = &mut Collect(&mut recovery);
+    let (wal, report) = coracle_wal::recover_into(disk, options, visitor).map_err(storage_error)?;
+    log_recovery(me, &report, seconds(log_began));
     for group in shared.map().groups_on(me) {
         if report.is_damaged(group) {
             recovery.mark_damaged(group, "its part of the log is damaged");
@@ -48,27 +50,25 @@ pub(super) fn recover(
         target: "wal",
         core = me.core.0,
         keys = core.keys_hosted(),
-        checkpoint = newest.map_or(0, |newest| newest.number),
-        checkpoint_bytes = newest.map_or(0, |newest| newest.bytes),
-        log_bytes = report.bytes,
-        checkpoint_seconds = from_checkpoints.as_secs_f64(),
-        log_seconds = from_log.as_secs_f64(),
-        seconds = began.elapsed().as_secs_f64(),
+        seconds = seconds(began),
         "recovered from checkpoint and log"
     );
     Ok((core, wal, newest))
 }
 
-/// Hands all sections that can be read to the recovery, those of the older file first. Returns the
-/// newest file.
+/// Hands all sections that can be read to the recovery, those of the newest file first. Returns
+/// the newest file.
 fn read_checkpoints(
     disk: &RealDisk,
     identity: Identity,
     me: CoreAddr,
     recovery: &mut Recovery,
 ) -> Result<Option<Newest>, Fatal> {
-    let (checkpoints, report) =
-        coracle_wal::open_checkpoints(disk, identity).map_err(storage_error)?;
+    let began = Instant::now();
+    let (checkpoints, report) = coracle_wal::read_checkpoints(disk, identity, &mut |section| {
+        recovery.section(section.checkpoint, section.bytes);
+    })
+    .map_err(storage_error)?;
     let CheckpointReport { newest_number, damaged_files, damaged_sections } = report;
     for damaged in damaged_files {
         tracing::warn!(target: "wal", core = me.core.0, "checkpoint not used: {damaged}");
@@ -76,20 +76,37 @@ fn read_checkpoints(
     for damaged in damaged_sections {
         tracing::warn!(target: "wal", core = me.core.0, "part of a checkpoint not used: {damaged}");
     }
-    let mut newest = None;
-    for checkpoint in checkpoints.iter().rev() {
-        let (number, mut bytes) = (checkpoint.number(), 0);
-        for (_, _, section) in checkpoint.sections() {
-            // Those that cannot be read were reported.
-            if let Ok(section) = section {
-                recovery.section(number, section);
-                bytes += section.len() as u64;
-            }
-        }
-        newest = Some(Newest { number, bytes });
-    }
     recovery.taken_numbers(newest_number);
-    Ok(newest)
+    let newest = checkpoints.first();
+    tracing::info!(
+        target: "wal",
+        core = me.core.0,
+        checkpoint = newest.map_or(0, |newest| newest.number),
+        bytes = newest.map_or(0, |newest| newest.section_bytes),
+        bytes_read = checkpoints.iter().map(|checkpoint| checkpoint.file_bytes).sum::<u64>(),
+        seconds = seconds(began),
+        "checkpoints read"
+    );
+    Ok(newest.map(|newest| Newest { number: newest.number, bytes: newest.section_bytes }))
+}
+
+/// The log goes to the recovery without the content that it does not want.
+struct Collect<'a>(&'a mut Recovery);
+
+impl Visitor for Collect<'_> {
+    fn record(&mut self, place: Place, record: Record) {
+        self.0.record(place, record);
+    }
+
+    fn brief(&mut self, brief: &Brief) -> bool {
+        let Brief { place, group, position, bytes_behind, .. } = *brief;
+        self.0.brief(place, group, position, bytes_behind)
+    }
+}
+
+/// Seconds since `began`, in whole milliseconds.
+fn seconds(began: Instant) -> f64 {
+    (began.elapsed().as_secs_f64() * 1e3).round() / 1e3
 }
 
 /// Tells which groups take no part. Without other replicas that is the end.
@@ -112,8 +129,29 @@ fn refuse_damage(shared: &Shared, me: CoreAddr, recovery: &Recovery) -> Result<(
     ))
 }
 
-fn log_recovery(me: CoreAddr, report: &RecoveryReport) {
-    tracing::info!(target: "wal", core = me.core.0, "recovered: {report:?}");
+fn log_recovery(me: CoreAddr, report: &RecoveryReport, seconds: f64) {
+    let RecoveryReport { segments, value_segments, batches, records, bytes, bytes_read, .. } =
+        *report;
+    tracing::info!(
+        target: "wal",
+        core = me.core.0,
+        segments,
+        value_segments,
+        batches,
+        records,
+        bytes,
+        bytes_read,
+        healed = report.healed,
+        unreadable_blocks = report.unreadable_blocks,
+        seconds,
+        "log read"
+    );
+    if let Some(torn) = &report.torn {
+        tracing::info!(target: "wal", core = me.core.0, "{torn}");
+    }
+    for damage in &report.unattributed {
+        tracing::warn!(target: "wal", core = me.core.0, "damaged, of unknown groups: {damage}");
+    }
     for damage in &report.values_damaged {
         tracing::warn!(target: "wal", core = me.core.0, "values lost: {damage}");
     }

@@ -35,6 +35,7 @@ impl Log {
     pub(crate) fn new(recovered: &mut Recovered, cache_bytes_max: usize) -> Self {
         let base = recovered.base;
         let cache: VecDeque<_> = std::mem::take(&mut recovered.tail).into();
+        let applied = base.index.max(recovered.applied);
         let log = Self {
             base,
             runs: std::mem::take(&mut recovered.runs),
@@ -45,9 +46,9 @@ impl Log {
             handed: recovered.last,
             durable: recovered.last,
             writing: VecDeque::new(),
-            commit: base.index.max(recovered.commit),
-            delivered: base.index,
-            applied: base.index,
+            commit: applied.max(recovered.commit),
+            delivered: applied,
+            applied,
         };
         log.check();
         log
@@ -387,6 +388,26 @@ mod tests {
         let mut entries = Vec::new();
         log.hand_out(BatchSeq::new(batch), &mut entries);
         entries.iter().map(|entry| entry.index.get()).collect()
+    }
+
+    /// What the state machine holds at the start is not delivered again.
+    #[test]
+    fn delivery_goes_on_after_what_is_applied() {
+        for (applied, base, want) in [(0, 0, 1), (3, 0, 4), (2, 3, 4), (5, 0, 6)] {
+            let mut recovered = Recovered {
+                base: if base == 0 { LogPosition::default() } else { at(1, base) },
+                runs: vec![at(1, base + 1)],
+                last: LogIndex::new(5),
+                applied: LogIndex::new(applied),
+                tail: (base + 1..=5).map(|index| entry(1, index)).collect(),
+                ..Recovered::default()
+            };
+            let mut log = Log::new(&mut recovered, 1 << 20);
+            assert_eq!(log.commit(), LogIndex::new(want - 1), "all of it is committed");
+            log.commit_to(LogIndex::new(5));
+            let first = log.deliver(1 << 20).and_then(|entries| Some(entries.first()?.index.get()));
+            assert_eq!(first, (want < 6).then_some(want), "{applied} applied, base {base}");
+        }
     }
 
     /// Backing off skips whole terms (Raft paper §5.3, end).

@@ -42,6 +42,9 @@ pub struct Recovered {
     pub last: LogIndex,
     /// All entries up to here are known to be committed; anything up to `base` says nothing new.
     pub commit: LogIndex,
+    /// The state machine holds the effects of all entries up to here, which are committed: they are
+    /// not delivered again. Anything up to `base` says nothing new.
+    pub applied: LogIndex,
     /// Contiguous entries that end with `last`, kept in memory; older ones are loaded on demand.
     pub tail: Vec<Entry>,
     /// All membership entries after `base`, in order.

@@ -1,8 +1,8 @@
 //! Processes end and start again.
 
 use coracle_engine::{Core, CoreConfig, Effects, Recovery};
-use coracle_raft::Record;
-use coracle_wal::{Identity, Options};
+use coracle_raft::{Place, Record};
+use coracle_wal::{Brief, Identity, Options, Visitor};
 
 use crate::disk::SimDisk;
 use crate::host::{Arrival, Seen};
@@ -177,20 +177,27 @@ impl World {
             salt_seed: self.rng.next().max(1),
             ..Options::default()
         };
+        // Sometimes the log is read once, sometimes parts of it again.
+        let salt = options.salt_seed;
+        let options = Options { recovery_headers_max: salt as usize % 2000, ..options };
         // Now and then the process dies while it recovers.
         if self.faulty && self.plan.faults.contains(&Fault::CrashLoop) && self.rng.chance(0.2) {
             disk.die_after(self.rng.below(10) as u32);
         }
-        let mut recovery = Recovery::new(self.map.clone(), addr);
+        let tail = (salt >> 20) % (64 << 10);
+        let mut recovery = Recovery::new(self.map.clone(), addr).with_tail_of(tail);
         let newest = match read_checkpoints(&disk, options.identity, &mut recovery) {
             Ok(newest) => newest,
             Err(error) if disk.died() => return Ok(Err(error)),
             Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
         };
         let mut records: Vec<Record> = Vec::new();
-        let recovered = coracle_wal::recover(disk.clone(), options, &mut |place, record| {
-            records.push(record.clone());
-            recovery.record(place, record);
+        // The records in full are for the invariants only.
+        let all = coracle_wal::inspect(&disk, Some(options.identity), &mut |_, record| {
+            records.push(record);
+        });
+        let recovered = all.and_then(|_| {
+            coracle_wal::recover_into(disk.clone(), options, &mut Collect(&mut recovery))
         });
         let (wal, report) = match recovered {
             Ok(recovered) => recovered,
@@ -265,24 +272,32 @@ impl World {
     }
 }
 
-/// Hands all sections of checkpoints to the recovery, those of the older file first. Returns the
+/// Hands all sections of checkpoints to the recovery, those of the newest file first. Returns the
 /// number of the newest file that can be read.
 fn read_checkpoints(
     disk: &SimDisk,
     identity: Identity,
     recovery: &mut Recovery,
 ) -> Result<Option<u64>, String> {
-    let opened = coracle_wal::open_checkpoints(disk, identity);
-    let (checkpoints, report) = opened.map_err(|error| error.to_string())?;
-    for checkpoint in checkpoints.iter().rev() {
-        for (_, _, section) in checkpoint.sections() {
-            if let Ok(section) = section {
-                recovery.section(checkpoint.number(), section);
-            }
-        }
-    }
+    let read = coracle_wal::read_checkpoints(disk, identity, &mut |section| {
+        recovery.section(section.checkpoint, section.bytes);
+    });
+    let (checkpoints, report) = read.map_err(|error| error.to_string())?;
     recovery.taken_numbers(report.newest_number);
-    Ok(checkpoints.first().map(|checkpoint| checkpoint.number()))
+    Ok(checkpoints.first().map(|checkpoint| checkpoint.number))
+}
+
+/// What the node does: most commands are taken note of without their content.
+struct Collect<'a>(&'a mut Recovery);
+
+impl Visitor for Collect<'_> {
+    fn record(&mut self, place: Place, record: Record) {
+        self.0.record(place, record);
+    }
+
+    fn brief(&mut self, brief: &Brief) -> bool {
+        self.0.brief(brief.place, brief.group, brief.position, brief.bytes_behind)
+    }
 }
 
 #[cfg(test)]

@@ -40,8 +40,9 @@ mod wal;
 
 pub use batch::WriteOp;
 pub use checkpoint::{
-    Checkpoint, CheckpointError, CheckpointReport, CheckpointWriter, DamagedFile, DamagedSection,
-    FileDamage, Finished, SECTIONS_MAX, SectionDamage, open_checkpoints,
+    Checkpoint, CheckpointError, CheckpointRead, CheckpointReport, CheckpointWriter, DamagedFile,
+    DamagedSection, FileDamage, Finished, SECTIONS_MAX, SectionDamage, SectionRead,
+    open_checkpoints, read_checkpoints,
 };
 pub use coracle_ring::AlignedBuf;
 pub use disk::Disk;

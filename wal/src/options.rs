@@ -41,6 +41,9 @@ pub struct Options {
     /// Groups that may have records in this log. Default: 4096. Term, vote and base of all of
     /// them are written again at the start of each segment and must fit into half of it.
     pub groups_max: usize,
+    /// Record headers that recovery keeps in memory, 48 bytes each. Behind more of them, so in a
+    /// log of tiny records, it reads the log more than once instead. Default: 2^20.
+    pub recovery_headers_max: usize,
     /// Seed of the segment salts, for reproducible runs; it must differ between two runs over
     /// the same directory. Default: 0, which draws it from the operating system.
     pub salt_seed: u64,
@@ -55,6 +58,7 @@ impl Default for Options {
             inflight_max: 2,
             spare_max: 2,
             groups_max: 4096,
+            recovery_headers_max: RECOVERY_HEADERS_MAX,
             salt_seed: 0,
         }
     }
@@ -118,6 +122,9 @@ impl Options {
             .saturating_sub(BATCH_HEADER_BYTES + RECORD_HEADER_BYTES + 8)
     }
 }
+
+/// Default of [`Options::recovery_headers_max`].
+pub(crate) const RECOVERY_HEADERS_MAX: usize = 1 << 20;
 
 /// A hard state and a purge.
 pub(crate) const RESTATED_BYTES_PER_GROUP: u64 = 2 * RECORD_HEADER_BYTES as u64;

@@ -11,7 +11,7 @@ use coracle_raft::{GroupId, NodeId};
 use coracle_wal::{
     Checkpoint, CheckpointError, CheckpointReport, CheckpointWriter, DamagedFile, Disk, DiskOp,
     FileDamage, Finished, Identity, MemDisk, MemFile, MemMap, OpenError, RealDisk, SECTOR_BYTES,
-    SectionDamage, Unsynced, open_checkpoints,
+    SectionDamage, SectionRead, Unsynced, open_checkpoints, read_checkpoints,
 };
 
 type Sections = BTreeMap<(GroupId, u16), Vec<u8>>;
@@ -60,7 +60,29 @@ fn write<D: Disk>(disk: &D, number: u64, all: &Sections) -> Result<Finished, Che
 }
 
 fn open<D: Disk>(disk: &D) -> (Vec<Checkpoint<D>>, CheckpointReport) {
-    open_checkpoints(disk, identity()).expect("damage never stops it")
+    let (found, report) = open_checkpoints(disk, identity()).expect("damage never stops it");
+    let mut read = Vec::new();
+    let (numbers, sweep_report) = read_checkpoints(disk, identity(), &mut |section| {
+        let SectionRead { checkpoint, group, shard, bytes } = section;
+        assert!(bytes.as_ptr().addr().is_multiple_of(64), "rkyv wants them aligned");
+        read.push((checkpoint, group, shard, bytes.to_vec()));
+    })
+    .expect("damage never stops it");
+    let both = (found.iter().map(Checkpoint::number)).zip(numbers.iter().map(|read| read.number));
+    assert!(found.len() == numbers.len() && both.into_iter().all(|(one, other)| one == other));
+    for (checkpoint, numbers) in found.iter().zip(&numbers) {
+        let mut here: Vec<_> = read.iter().filter(|read| read.0 == checkpoint.number()).collect();
+        assert_eq!(here.iter().map(|read| read.3.len() as u64).sum::<u64>(), numbers.section_bytes);
+        here.sort_by_key(|read| (read.1, read.2));
+        let whole = checkpoint.sections().filter_map(|(of, at, bytes)| Some((of, at, bytes.ok()?)));
+        assert!(whole.eq(here.iter().map(|read| (read.1, read.2, &read.3[..]))));
+    }
+    let by_place = |mut report: CheckpointReport| {
+        report.damaged_sections.sort_by_key(|damaged| (damaged.file.clone(), damaged.offset));
+        report
+    };
+    assert_eq!(by_place(sweep_report), by_place(report.clone()), "both ways find the same damage");
+    (found, report)
 }
 
 /// Checks that each section is what was written or refused. Returns the keys of those refused.

@@ -100,6 +100,7 @@ pub(crate) fn about(bytes: &[u8]) -> Result<About, Malformed> {
 pub(crate) fn decode(bytes: &[u8], shard: &mut Shard) -> Result<(), Malformed> {
     with(bytes, |section| {
         let mut rest = section.bytes.as_slice();
+        shard.reserve(section.items.len());
         for entry in section.items.iter() {
             let mut take = |len: u32| {
                 let (head, tail) = rest.split_at_checked(len as usize)?;

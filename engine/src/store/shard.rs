@@ -106,6 +106,17 @@ impl Shard {
         }
     }
 
+    /// Makes room for `count` more keys, if they are spread over the slots as keys are.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        let each = count.div_ceil(self.slots.len().max(1));
+        // So much above the average is rare.
+        let each = each + each.isqrt() * 2;
+        let hasher = &self.hasher;
+        for table in &mut self.slots {
+            table.reserve(each, |held| hasher.hash_one(held.key.bytes()));
+        }
+    }
+
     /// What `key` holds when the log clock shows `clock`.
     pub(crate) fn get(&self, key: &[u8], clock: u64) -> Option<&Item> {
         self.peek(key).filter(|item| !item.is_dead(clock))

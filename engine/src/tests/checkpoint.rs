@@ -218,7 +218,8 @@ pub(super) fn a_group_whose_records_do_not_add_up_is_left_out() {
     let records: Vec<Record> = cluster.disk(at).cloned().collect();
     let recover = |files: usize, keep: &dyn Fn(&Record) -> bool| {
         let mut recovery = crate::Recovery::new(cluster.map().clone(), at);
-        for (number, sections) in cluster.files(at).take(files) {
+        let files: Vec<_> = cluster.files(at).take(files).collect();
+        for (number, sections) in files.into_iter().rev() {
             sections.iter().for_each(|section| recovery.section(number, section));
         }
         let place = coracle_raft::Place::new(1, 0);

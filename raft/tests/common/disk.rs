@@ -111,6 +111,7 @@ impl Disk {
             runs,
             last: self.last(),
             commit: LogIndex::ZERO,
+            applied: LogIndex::ZERO,
             tail: self.entries[tail_from..].to_vec(),
             memberships: self.entries.iter().filter(is_membership).cloned().collect(),
         }

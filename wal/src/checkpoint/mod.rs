@@ -12,6 +12,7 @@
 mod error;
 mod format;
 mod reader;
+mod sweep;
 mod writer;
 
 use crate::segment::UNFINISHED_SUFFIX;
@@ -22,6 +23,7 @@ pub use reader::{
     Checkpoint, CheckpointReport, DamagedFile, DamagedSection, FileDamage, SectionDamage,
     open_checkpoints,
 };
+pub use sweep::{CheckpointRead, SectionRead, read_checkpoints};
 pub use writer::{CheckpointWriter, Finished};
 
 const SUFFIX: &str = ".ckp";

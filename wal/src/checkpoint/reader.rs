@@ -115,26 +115,35 @@ pub fn open_checkpoints<D: Disk>(
     disk: &D,
     identity: Identity,
 ) -> Result<(Vec<Checkpoint<D>>, CheckpointReport), CheckpointError> {
+    let (found, mut report) = newest(disk, &mut |number| Checkpoint::open(disk, identity, number))?;
+    for checkpoint in &found {
+        report.damaged_sections.extend(checkpoint.sections().filter_map(|found| found.2.err()));
+    }
+    Ok((found, report))
+}
+
+/// Finds the newest checkpoints that `open` can open.
+pub(super) fn newest<D: Disk, T>(
+    disk: &D,
+    open: &mut dyn FnMut(u64) -> Result<Result<T, FileDamage>, CheckpointError>,
+) -> Result<(Vec<T>, CheckpointReport), CheckpointError> {
     let names = disk.list().map_err(io(disk, "", "list"))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     let newest_number = numbers.first().copied().unwrap_or(0);
     let mut report = CheckpointReport { newest_number, ..CheckpointReport::default() };
-    let mut found: Vec<Checkpoint<D>> = Vec::new();
+    let mut found = Vec::new();
     for number in numbers {
         if found.len() == KEPT {
             break;
         }
-        match Checkpoint::open(disk, identity, number)? {
+        match open(number)? {
             Ok(checkpoint) => found.push(checkpoint),
             Err(damage) => {
                 let file = disk.display(&file_name(number));
                 report.damaged_files.push(DamagedFile { file, damage });
             }
         }
-    }
-    for checkpoint in &found {
-        report.damaged_sections.extend(checkpoint.sections().filter_map(|found| found.2.err()));
     }
     Ok((found, report))
 }
@@ -196,14 +205,10 @@ impl<D: Disk> Checkpoint<D> {
         number: u64,
     ) -> Result<Result<Self, FileDamage>, CheckpointError> {
         let name = file_name(number);
-        let frame = match read_frame(disk, number)? {
+        let frame = match read_own_frame(disk, identity, number)? {
             Ok(frame) => frame,
             Err(damage) => return Ok(Err(damage)),
         };
-        if frame.identity != identity {
-            let (file, found) = (disk.display(&name), frame.identity);
-            return Err(CheckpointError::Identity { file, found, wanted: identity });
-        }
         let damages = verify(disk, &frame, number);
         let map = disk.map(&name).map_err(io(disk, &name, "map"))?;
         if map.len() as u64 != frame.file_bytes {
@@ -225,11 +230,26 @@ impl<D: Disk> fmt::Debug for Checkpoint<D> {
 
 /// All of a file but the content of its sections.
 pub(super) struct Frame<F> {
-    file: F,
-    file_bytes: u64,
+    pub(super) file: F,
+    pub(super) file_bytes: u64,
     identity: Identity,
-    seed: u32,
-    sections: Vec<Section>,
+    pub(super) seed: u32,
+    pub(super) sections: Vec<Section>,
+}
+
+/// As [`read_frame`]; the file must be of this core.
+pub(super) fn read_own_frame<D: Disk>(
+    disk: &D,
+    identity: Identity,
+    number: u64,
+) -> Result<Result<Frame<D::File>, FileDamage>, CheckpointError> {
+    match read_frame(disk, number)? {
+        Ok(frame) if frame.identity != identity => {
+            let (file, found) = (disk.display(&file_name(number)), frame.identity);
+            Err(CheckpointError::Identity { file, found, wanted: identity })
+        }
+        read => Ok(read),
+    }
 }
 
 /// Reads header, trailer and directory. The inner error is damage, of which nothing but the file

@@ -21,6 +21,7 @@ use coracle_raft::{Place, Record};
 pub use report::{Damage, DamageKind, RecoveryReport, Torn};
 pub use visit::{Brief, Visitor};
 
+use crate::options::RECOVERY_HEADERS_MAX;
 use crate::{Disk, Identity, Options, RecoverError, Wal};
 
 /// Opens the log in a directory, an empty one included, and calls `visit` with the records of the
@@ -56,18 +57,9 @@ pub fn recover_into<D: Disk>(
     options: Options,
     visitor: &mut dyn Visitor,
 ) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
-    recover_noting(disk, options, visitor, scan::NOTES_MAX)
-}
-
-fn recover_noting<D: Disk>(
-    disk: D,
-    options: Options,
-    visitor: &mut dyn Visitor,
-    notes_max: usize,
-) -> Result<(Wal<D>, RecoveryReport), RecoverError> {
     options.validate()?;
     let mut report = RecoveryReport::default();
-    let mut reader = scan::Reader::new(&disk, notes_max);
+    let mut reader = scan::Reader::new(&disk, options.recovery_headers_max);
     let survey = start::survey(&mut reader, Some(options.identity), &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
     if evidence.groups.len() > options.groups_max {
@@ -92,7 +84,7 @@ pub fn inspect<D: Disk>(
     visit: &mut dyn FnMut(Place, Record),
 ) -> Result<RecoveryReport, RecoverError> {
     let mut report = RecoveryReport::default();
-    let mut reader = scan::Reader::new(disk, scan::NOTES_MAX);
+    let mut reader = scan::Reader::new(disk, RECOVERY_HEADERS_MAX);
     let survey = start::survey(&mut reader, identity, &mut report)?;
     let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
     deliver::deliver(&mut reader, &survey, &evidence, &mut &mut *visit)?;

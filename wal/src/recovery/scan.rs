@@ -20,10 +20,6 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Bytes of one read: a disk that is asked for less at a time is slower.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Record headers that are kept in memory (48 MiB of them): the log of a disk full of tiny records
-/// is read more than once instead.
-pub(crate) const NOTES_MAX: usize = 1 << 20;
-
 /// No segment is longer, whatever its file says.
 const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 
@@ -83,7 +79,8 @@ pub(crate) struct Survey {
     /// In log order, from the start of the log proper to the end of the log.
     pub(crate) spans: Vec<Span>,
     pub(crate) watermark: Lsn,
-    /// What was noted of segments, by their index. Not of all, see [`NOTES_MAX`].
+    /// What was noted of segments, by their index. Not of all, see
+    /// [`Options::recovery_headers_max`](crate::Options).
     pub(crate) notes: BTreeMap<usize, Notes>,
     /// Files that are being made or put aside.
     pub(crate) unfinished: Vec<String>,

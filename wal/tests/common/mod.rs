@@ -10,8 +10,8 @@ use coracle_raft::{
     Record, Term,
 };
 use coracle_wal::{
-    Decoded, Disk, Identity, LoadError, MemDisk, Options, RecoverError, RecoveryReport, SegmentId,
-    Wal, WriteOp, recover,
+    Brief, Decoded, Disk, Identity, LoadError, MemDisk, Options, RecoverError, RecoveryReport,
+    SegmentId, Visitor, Wal, WriteOp, inspect, recover_into,
 };
 
 pub fn options() -> Options {
@@ -21,6 +21,8 @@ pub fn options() -> Options {
         batch_bytes_max: 16 << 10,
         groups_max: 64,
         spare_max: 1,
+        // About two small segments: the rest is looked at again.
+        recovery_headers_max: 40,
         ..Options::default()
     }
 }
@@ -168,11 +170,12 @@ impl Rig {
     }
 
     pub fn open(disk: MemDisk, options: Options) -> Result<Self, RecoverError> {
-        let (mut recovered, mut recovered_places) = (Vec::new(), Vec::new());
-        let (mut wal, report) = recover(disk.clone(), options, &mut |place, record| {
-            recovered_places.push(place);
-            recovered.push(record);
-        })?;
+        let looked_at = Collected::of(&disk.fork(), &options);
+        let mut found =
+            Collected { wants: |place| place.get() / 8 % 3 > 0, ..Collected::default() };
+        let (mut wal, report) = recover_into(disk.clone(), options, &mut found)?;
+        found.check(&report, looked_at);
+        let Collected { records: recovered, places: recovered_places, .. } = found;
         wal.prepare_segments().expect("the disk has room");
         let (places, batch, values_free) = (Vec::new(), 0, true);
         Ok(Self { disk, wal, report, recovered, recovered_places, places, batch, values_free })
@@ -300,6 +303,74 @@ impl Rig {
 
     pub fn log_start(&self) -> u64 {
         self.wal.log_start().number()
+    }
+}
+
+/// What recovery has found.
+pub struct Collected {
+    records: Vec<Record>,
+    places: Vec<Place>,
+    /// Those that were taken without their content, and where they belong.
+    briefs: Vec<(usize, Brief)>,
+    wants: fn(Place) -> bool,
+}
+
+impl Default for Collected {
+    fn default() -> Self {
+        Self { records: Vec::new(), places: Vec::new(), briefs: Vec::new(), wants: |_| true }
+    }
+}
+
+impl Visitor for Collected {
+    fn record(&mut self, place: Place, record: Record) {
+        self.places.push(place);
+        self.records.push(record);
+    }
+
+    fn brief(&mut self, brief: &Brief) -> bool {
+        if (self.wants)(brief.place) {
+            return false;
+        }
+        self.briefs.push((self.records.len() + self.briefs.len(), *brief));
+        true
+    }
+}
+
+impl Collected {
+    /// All of it, with every content; nothing if the log cannot be opened.
+    fn of(disk: &MemDisk, options: &Options) -> Option<(Self, RecoveryReport)> {
+        let mut all = Self::default();
+        let report = inspect(disk, Some(options.identity), &mut |place, record| {
+            all.record(place, record);
+        });
+        Some((all, report.ok()?))
+    }
+
+    /// Puts what was taken without content in its place, out of what a look at the whole log has
+    /// found, which must be the same.
+    fn check(&mut self, report: &RecoveryReport, looked_at: Option<(Self, RecoveryReport)>) {
+        let (all, all_report) = looked_at.expect("a log that can be opened can be looked at");
+        for (at, brief) in std::mem::take(&mut self.briefs) {
+            let (place, record) = (all.places[at], all.records[at].clone());
+            let (position, payload) = match &record {
+                Record::Entry { entry, .. } => (Some(entry.position()), &entry.payload),
+                Record::Value { payload, .. } => (None, payload),
+                other => panic!("{other:?} has no short form"),
+            };
+            let bytes_behind = brief.bytes_behind;
+            let (group, payload_len) = (record.group(), payload.len());
+            assert_eq!(brief, Brief { place, group, position, payload_len, bytes_behind });
+            assert!(bytes_behind as usize > payload_len, "{brief:?}");
+            self.places.insert(at, place);
+            self.records.insert(at, record);
+        }
+        assert_eq!((&self.places, &self.records), (&all.places, &all.records));
+        let without_work = |report: &RecoveryReport| RecoveryReport {
+            bytes_read: 0,
+            cleared_files: Vec::new(),
+            ..report.clone()
+        };
+        assert_eq!(without_work(report), without_work(&all_report));
     }
 }
 
