@@ -88,7 +88,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "CORACLE_WAL_MAX_SIZE", value_name = "SIZE")]
     pub(super) wal_max_size: Option<ByteSize>,
     /// Bytes appended to the log of a core between two checkpoints of its index; more if the index
-    /// is large [default: 512MiB]
+    /// is large [default: 256MiB]
     #[arg(long, env = "CORACLE_CHECKPOINT_BYTES", value_name = "SIZE")]
     pub(super) checkpoint_bytes: Option<ByteSize>,
     /// Longest time in seconds between two checkpoints if anything is written [default: 300]

@@ -182,7 +182,7 @@ pub(super) fn resolve(
                 "checkpoint_bytes",
                 flags.checkpoint_bytes,
                 file.checkpoint.bytes,
-                Some(ByteSize(512 << 20)),
+                Some(ByteSize(256 << 20)),
                 size,
             )?
             .0,
