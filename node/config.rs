@@ -93,9 +93,9 @@ pub(crate) struct WalConfig {
 /// When the index of each core is written out, so that a restart need not read the whole log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CheckpointConfig {
-    /// Bytes appended to the log between two checkpoints, or eight times the length of the newest
-    /// checkpoint file if that is more. A start reads up to two and a quarter times as much. Default:
-    /// 256 MiB. At least 1 MiB.
+    /// Bytes appended to the log between two checkpoints, or ten times the length of the newest
+    /// checkpoint file if that is more. A start reads up to two and a quarter times as much.
+    /// Default: 256 MiB. At least 1 MiB.
     pub(crate) bytes: u64,
     /// Longest time between two checkpoints if anything is appended. Default: 300 s. Range:
     /// 1..=86400 s.

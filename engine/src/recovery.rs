@@ -351,8 +351,8 @@ impl GroupRecovery {
         ours.map(|at| at.index).max().unwrap_or_default()
     }
 
-    /// Up to where all `shards` shards hold the effects of this very log: what comes before need not
-    /// be read again to be applied.
+    /// Up to where all `shards` shards hold the effects of this very log: what comes before need
+    /// not be read again to be applied.
     fn applied(&self, shards: usize) -> LogIndex {
         let oldest = self.shards.values().map(|found| found.shard.base).min_by_key(|at| at.index);
         let ours = oldest.filter(|at| self.term_of(at.index) == Some(at.term));

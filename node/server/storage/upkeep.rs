@@ -17,8 +17,8 @@ const SECTIONS_BYTES_MAX: f64 = 524_288.0;
 /// Bytes of sections written per second at least, while a checkpoint is under way.
 const SECTIONS_BYTES_PER_SECOND: f64 = 2e6;
 /// The interval between checkpoints grows with the file: at least this many times its length. A
-/// start reads up to two and a quarter intervals of log, and a write costs an eighth more.
-const INTERVAL_PER_FILE: u64 = 8;
+/// start reads up to two and a quarter intervals of log, and a write costs a tenth more.
+const INTERVAL_PER_FILE: u64 = 10;
 /// Part of an interval in which a cycle is written.
 const CYCLE_PER_INTERVAL: f64 = 0.25;
 /// A checkpoint that was given up is tried again after this time.
@@ -214,9 +214,9 @@ mod tests {
         assert!(!upkeep.tick(&levels, at(312)));
         assert!(upkeep.tick(&levels, at(313)), "also without anything new");
         upkeep.appended(100 * MIB, 0);
-        let large = Levels { newest_bytes: 13 * MIB, ..levels };
-        assert!(!upkeep.tick(&large, at(314)), "8 times the file is more");
-        upkeep.appended(4 * MIB, 0);
+        let large = Levels { newest_bytes: 11 * MIB, ..levels };
+        assert!(!upkeep.tick(&large, at(314)), "10 times the file is more");
+        upkeep.appended(10 * MIB, 0);
         assert!(upkeep.tick(&large, at(315)));
     }
 
