@@ -79,6 +79,9 @@ impl Group {
             }
             return;
         }
+        if view.op == Op::Check {
+            return self.check_applied(entry.index, turn);
+        }
         let Some(shard) = self.store.place(view.slot) else {
             if let Some(task) = task {
                 turn.out.reply(task.origin, Reply::error(FOREIGN_SLOT));
@@ -113,7 +116,7 @@ impl Group {
                     Ok(reply) => {
                         self.dirty_keys.extend(dirty.into_iter().map(|key| (shard, key)));
                         if let Some(task) = task {
-                            turn.out.reply(task.origin, reply);
+                            self.answer(task, reply, turn);
                         }
                     }
                     Err(wanted) => {
@@ -122,9 +125,21 @@ impl Group {
                 }
             }
             Stalled::Sweep { index, clock } => self.store.sweep(shard, index, clock),
+            Stalled::Check { index } => self.check_reached(index, shard, turn),
             Stalled::Read(task) => turn.serve.push(task),
         }
         None
+    }
+
+    /// The write of `task` is applied, with this result: if this replica holds what it should.
+    fn answer(&self, task: Task, reply: Reply, turn: &mut Turn<'_>) {
+        let reply = if self.may_serve() {
+            reply
+        } else {
+            turn.tally.uncertain += 1;
+            uncertain("this replica's data differ from those of the others")
+        };
+        turn.out.reply(task.origin, reply);
     }
 
     fn stall(
@@ -162,6 +177,10 @@ impl Group {
                     out.reply(task.origin, uncertain("a snapshot holds the result of the write"));
                 }
                 Stalled::Read(task) => self.warmed.push(task),
+                Stalled::Check { index } => {
+                    // All the others will be right about it.
+                    let _ = self.checks.put(index, shard, None);
+                }
                 Stalled::Write { task: None, .. } | Stalled::Sweep { .. } => {}
             }
         }
@@ -174,7 +193,12 @@ impl Group {
 
     /// Answers the reads whose entries are applied.
     pub(crate) fn serve_reads(&mut self, turn: &mut Turn<'_>) {
+        let may_serve = self.may_serve();
         for task in turn.serve.drain(..) {
+            if !may_serve {
+                turn.out.again.push(Task { read_mode: ReadMode::Leader, ..task });
+                continue;
+            }
             let Some(view) = View::parse(task.command.payload.bytes()) else {
                 turn.out.reply(task.origin, Reply::error("ERR malformed command"));
                 continue;

@@ -81,7 +81,8 @@ impl Core {
         let core = self.config.addr.core;
         let in_contact = |node| self.links.get(&CoreAddr { node, core }).is_some_and(|l| l.up);
         let group = &mut self.groups[place];
-        let followers = group.raft.progress().filter(|&(node, _)| in_contact(node));
+        let fit = |node| in_contact(node) && !group.checks.has_diverged(node);
+        let followers = group.raft.progress().filter(|&(node, _)| fit(node));
         let Some((to, progress)) = followers.max_by_key(|(_, progress)| progress.matched) else {
             return false;
         };
@@ -106,7 +107,9 @@ impl Core {
     /// cannot read what it leads.
     pub(crate) fn shed_leadership(&mut self, place: usize) {
         let group = &mut self.groups[place];
-        let followers = group.raft.progress().filter(|(_, p)| p.state == SendState::Replicate);
+        let followers = group.raft.progress().filter(|&(node, progress)| {
+            progress.state == SendState::Replicate && !group.checks.has_diverged(node)
+        });
         let Some((to, _)) = followers.max_by_key(|(_, progress)| progress.matched) else { return };
         if group.leads() && group.raft.transfer_leadership(to).is_ok() {
             self.counters.leaderships_shed += 1;
@@ -118,7 +121,7 @@ impl Core {
     fn hand_over(&mut self, place: usize) {
         let (group, balance) = (&mut self.groups[place], &mut self.balance[place]);
         let Some(preferred) = self.config.map.replicas(group.id).next() else { return };
-        if !group.leads() {
+        if !group.leads() || group.checks.has_diverged(preferred) {
             return;
         }
         let commit = group.raft.commit();

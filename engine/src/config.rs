@@ -48,6 +48,9 @@ pub struct CoreConfig {
     /// How long a group's preferred leader must have been caught up before leadership is handed
     /// to it; 0: never. Default: 200.
     pub balance_after_ticks: u32,
+    /// How often the leader of a group has its replicas compare what they hold; 0: never.
+    /// Default: 1200.
+    pub check_interval_ticks: u32,
 }
 
 /// Why settings are refused.
@@ -103,6 +106,7 @@ impl CoreConfig {
             read: ReadPolicy::Quorum,
             leads_interval_ticks: 20,
             balance_after_ticks: 200,
+            check_interval_ticks: 1200,
         }
     }
 

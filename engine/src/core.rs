@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::checkpoint::{Checkpoints, StateQueue};
 use crate::cold::{ColdReads, Waiter};
 use crate::config::CoreConfig;
+use crate::divergence::Divergence;
 use crate::forward::{Forwards, Parked};
 use crate::gc::{Gc, Targets};
 use crate::group::{Cold, Group, Leadership, Tally, Turn};
@@ -85,6 +86,8 @@ pub struct Core {
     pub(crate) state: StateQueue,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) released: Vec<(GroupId, BatchSeq)>,
+    /// Differences found by `handle`, for the next drain.
+    pub(crate) divergences: Vec<Divergence>,
     /// Recent records of the log.
     pub(crate) cache: Cache,
     pub(crate) cold: ColdReads,
@@ -153,6 +156,7 @@ impl Core {
             values_from: None,
             reads_open: 0,
             released: Vec::new(),
+            divergences: Vec::new(),
             totals: groups.iter().fold(Totals::default(), |mut sum, group| {
                 sum.exchange(Totals::default(), group.store.totals());
                 sum
@@ -230,6 +234,8 @@ impl Core {
         self.cold.issue(effects);
         self.send_answers(effects);
         effects.sends.append(&mut self.sends);
+        effects.divergences.append(&mut self.divergences);
+        self.counters.divergences += effects.divergences.len() as u64;
     }
 
     /// Whether [`Core::drain`] in this mode would have something to hand out or to do.
@@ -238,6 +244,7 @@ impl Core {
             || !self.out.replies.is_empty()
             || !self.out.again.is_empty()
             || !self.released.is_empty()
+            || !self.divergences.is_empty()
             || !self.checkpoints.work.is_empty()
             || self.gc.wanted.is_some()
             || self.values_from.is_some()
@@ -300,8 +307,8 @@ impl Core {
     }
 
     /// Digest of everything a group's replica here holds: equal on all replicas that have
-    /// applied the same entries. Looks at every key; for checks, not for serving. Long values
-    /// count by the checksums of the commands that made them, which the log checks on every read.
+    /// applied the same entries. Long values count by the checksums of the commands that made
+    /// them, which the log checks on every read.
     pub fn digest(&self, group: GroupId) -> Option<u64> {
         Some(self.groups[self.place(group)?].store.digest())
     }
@@ -459,6 +466,7 @@ impl Core {
             group.propose_due_expiry(self.now);
         }
         self.balance_group(place);
+        self.tick_checks(place);
         let group = &self.groups[place];
         if group.needs_turn(Drain::All)
             // Entries that could not be read back are asked for again.
@@ -541,6 +549,7 @@ impl Core {
             }
             PeerMessage::ForwardReply { id, reply } => self.forward_reply(from, id, reply),
             PeerMessage::Leads(led) => self.leads(from, &led),
+            PeerMessage::Digests(said) => self.told(from, said.bytes()),
         }
     }
 

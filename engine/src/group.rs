@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::checkpoint::{ShardSnapshots, StateQueue};
 use crate::cold::Waiter;
 use crate::command::encoding::{Header, Op};
+use crate::divergence::Checks;
 use crate::gc::Targets;
 use crate::places::Places;
 use crate::reads::Reads;
@@ -60,6 +61,7 @@ pub(crate) struct Tally {
     pub(crate) lost_proposals: u64,
     pub(crate) uncertain: u64,
     pub(crate) failed_loads: u64,
+    pub(crate) checks: u64,
     /// Bytes of pending proposals of all groups.
     pub(crate) inflight_bytes: usize,
 }
@@ -107,6 +109,8 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     pub(crate) store: Store,
     pub(crate) reads: Reads,
+    /// Whether the replicas hold the same.
+    pub(crate) checks: Checks,
     /// Ordered by (term, index), which is also the order in which they were proposed.
     pending: VecDeque<Pending>,
     pub(crate) queue: VecDeque<Committed>,
@@ -171,6 +175,7 @@ impl Group {
             raft,
             store,
             reads: Reads::default(),
+            checks: Checks::default(),
             pending: VecDeque::new(),
             queue: VecDeque::new(),
             queue_bytes: 0,

@@ -1,9 +1,9 @@
 //! The border of a core: what goes in, what comes out.
 
-use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Place, Record, Term};
+use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Payload, Place, Record, Term};
 
 use crate::command::Command;
-use crate::{CoreAddr, Reply, WallMillis};
+use crate::{CoreAddr, Divergence, Reply, WallMillis};
 
 /// The driver's name for one client command on this core; echoed with its reply exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +77,8 @@ pub enum PeerMessage {
     },
     /// The sending node leads these groups; tells routes to cores without a replica.
     Leads(Vec<(GroupId, Term)>),
+    /// What a replica of the sender holds at one index, in this crate's encoding.
+    Digests(Payload),
 }
 
 /// One event for a core.
@@ -223,6 +225,8 @@ pub struct Effects {
     pub replies: Vec<(Token, Reply)>,
     /// Entries to read back.
     pub loads: Vec<Load>,
+    /// Differences between replicas that were found, to be told to people.
+    pub divergences: Vec<Divergence>,
     /// Values to read.
     pub reads: Vec<ReadValue>,
     /// A part of an old segment to read, for moving what is still needed out of it.
@@ -244,6 +248,7 @@ impl Effects {
             && self.sends.is_empty()
             && self.replies.is_empty()
             && self.loads.is_empty()
+            && self.divergences.is_empty()
             && self.reads.is_empty()
             && self.scan.is_none()
             && self.checkpoint.is_empty()

@@ -14,11 +14,13 @@ mod apply;
 mod applying;
 mod balance;
 mod cache;
+mod checking;
 mod checkpoint;
 mod cold;
 pub mod command;
 mod config;
 mod core;
+mod divergence;
 mod expiry;
 mod forward;
 mod gc;
@@ -45,9 +47,11 @@ pub mod testing;
 mod tests;
 mod transfer;
 
+pub use checking::GroupDigest;
 pub use config::{ConfigError, CoreConfig};
 pub use coracle_raft::Drain;
 pub use core::Core;
+pub use divergence::{Divergence, Standing};
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
 pub use io::{
     CheckpointWork, Effects, Forward, Input, Load, PeerMessage, ReadMode, ReadValue, Request,

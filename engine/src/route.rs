@@ -35,7 +35,8 @@ impl Core {
             return self.park(group, task);
         }
         let Some(place) = self.place(group) else { return self.elsewhere(group, None, task) };
-        let leads = self.groups[place].leads();
+        let here = &self.groups[place];
+        let leads = here.leads() && here.may_serve();
         match task.command.access {
             Access::Write if leads => self.propose(place, task, early, adds_memory),
             Access::Read if leads || self.reads_here(place, &task) => self.read(place, task),
@@ -105,6 +106,7 @@ impl Core {
         task.read_mode == ReadMode::AnyReplica
             && !task.follows
             && self.groups[place].raft.leader().is_some()
+            && self.groups[place].may_serve()
     }
 
     fn propose(&mut self, place: usize, task: Task, early: bool, adds_memory: bool) {

@@ -19,6 +19,8 @@ pub(crate) enum Stalled {
     Write { entry: Entry, place: Place, clock: u64, task: Option<Task> },
     /// A clock entry.
     Sweep { index: LogIndex, clock: u64 },
+    /// A check at this entry.
+    Check { index: LogIndex },
     /// A read that must see what is before it.
     Read(Task),
 }
@@ -27,7 +29,7 @@ impl Stalled {
     fn bytes(&self) -> usize {
         match self {
             Self::Write { entry, .. } => size_of::<Self>() + entry.size_bytes(),
-            Self::Sweep { .. } | Self::Read(_) => size_of::<Self>(),
+            Self::Sweep { .. } | Self::Check { .. } | Self::Read(_) => size_of::<Self>(),
         }
     }
 }
@@ -69,7 +71,7 @@ impl Stalls {
         let first = |line: &Line| {
             line.queue.iter().find_map(|stalled| match stalled {
                 Stalled::Write { place, .. } => Some(*place),
-                Stalled::Sweep { .. } | Stalled::Read(_) => None,
+                Stalled::Sweep { .. } | Stalled::Check { .. } | Stalled::Read(_) => None,
             })
         };
         self.lines.values().filter_map(first).min()

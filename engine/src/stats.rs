@@ -3,6 +3,7 @@
 use coracle_raft::{GroupId, LogIndex, NodeId, Role, Term};
 
 use crate::core::Core;
+use crate::divergence::Standing;
 use crate::group::Group;
 
 /// Counters and levels of one core. Counters start at zero with the process.
@@ -86,6 +87,14 @@ pub struct CoreStats {
     pub moved_bytes: u64,
     /// Checkpoints given up (counter).
     pub checkpoints_failed: u64,
+    /// Times the replicas here told what they hold (counter).
+    pub checks: u64,
+    /// Differences between replicas found here, and ends of such differences (counter).
+    pub divergences: u64,
+    /// Replicas here that hold something else than a majority of their group: they serve nothing.
+    pub diverged: u64,
+    /// Replicas here of groups whose replicas differ without a majority.
+    pub undecided: u64,
     /// Disk batches made (counter).
     pub batches: u64,
     /// Shard snapshots made durable (counter).
@@ -152,6 +161,9 @@ impl Core {
             lost_proposals: self.tally.lost_proposals,
             uncertain: self.tally.uncertain,
             failed_loads: self.tally.failed_loads,
+            checks: self.tally.checks,
+            diverged: count(&|group| u64::from(group.checks.standing() == Standing::Diverged)),
+            undecided: count(&|group| u64::from(group.checks.standing() == Standing::Undecided)),
             ..self.counters
         }
     }

@@ -19,9 +19,9 @@ use self::machine::{Machine, Written};
 pub use self::watch::Watch;
 use crate::command::decode;
 use crate::{
-    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, Load,
-    NodeInfo, PeerMessage, ReadMode, ReadValue, Recovery, Reply, Request, ScanSegment, Token, Via,
-    WallMillis,
+    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Divergence, Drain, Effects,
+    Input, Load, NodeInfo, PeerMessage, ReadMode, ReadValue, Recovery, Reply, Request, ScanSegment,
+    Token, Via, WallMillis,
 };
 
 /// Disk batches of one core that may be under way at once, as with the real log.
@@ -116,6 +116,7 @@ pub struct Cluster {
     answers: BTreeMap<Token, Option<Reply>>,
     outbox: VecDeque<CoreAddr>,
     watch: Option<Box<dyn Watch>>,
+    divergences: Vec<(CoreAddr, Divergence)>,
 }
 
 impl Cluster {
@@ -143,6 +144,7 @@ impl Cluster {
             answers: BTreeMap::new(),
             outbox: VecDeque::new(),
             watch: None,
+            divergences: Vec::new(),
             options,
         };
         for node in 1..=cluster.options.nodes {
@@ -164,6 +166,11 @@ impl Cluster {
     /// The layout.
     pub const fn map(&self) -> &ClusterMap {
         &self.map
+    }
+
+    /// Differences between replicas that were reported, and by whom.
+    pub fn divergences(&self) -> &[(CoreAddr, Divergence)] {
+        &self.divergences
     }
 
     /// A running core. Panics if its node is down.
@@ -554,6 +561,7 @@ impl Cluster {
             let machine = self.machines.get_mut(&at).expect("an address of this cluster");
             machine.release(group, batch);
         }
+        self.divergences.extend(effects.divergences.drain(..).map(|found| (at, found)));
         for (token, reply) in effects.replies.drain(..) {
             let place = self.answers.get_mut(&token);
             let place = place.unwrap_or_else(|| panic!("{token:?} was not asked: {reply:?}"));

@@ -68,7 +68,11 @@ impl Group {
     /// Starts or starts again to send a snapshot to a follower.
     pub(crate) fn send_snapshot(&mut self, to: NodeId, turn: &mut Turn<'_>) {
         let index = self.applied();
-        let Some(term) = self.raft.term_of(index).filter(|_| !self.is_ahead()) else { return };
+        let Some(term) =
+            self.raft.term_of(index).filter(|_| !self.is_ahead() && !self.checks.is_diverged())
+        else {
+            return;
+        };
         let outgoing = Outgoing {
             base: LogPosition { term, index },
             next_shard: 0,

@@ -153,6 +153,14 @@ bugs! {
         "A value that is moved out of an old segment replaces one that was written meanwhile \
          (Bitcask merge races).";
 
+    // The comparison of replicas.
+    UnaskedDeleteSkipped "unasked-delete-skipped"
+        "A replica does not delete what no client of its own asks it to delete (Raft paper §2, \
+         replicated state machines).";
+    DivergedReplicaServes "diverged-replica-serves"
+        "A replica that is known to hold something else than the others goes on serving \
+         (DESIGN.md, \"never a wrong answer\").";
+
     // The log on disk.
     DurableOutOfOrder "durable-out-of-order"
         "A write that completes first makes the writes before it count as durable (Redpanda, \

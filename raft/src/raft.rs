@@ -407,6 +407,11 @@ impl Raft {
         self.role
     }
 
+    /// Its own node.
+    pub const fn node(&self) -> NodeId {
+        self.config.id
+    }
+
     /// Its term.
     pub const fn term(&self) -> Term {
         self.term

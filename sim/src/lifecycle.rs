@@ -246,6 +246,8 @@ impl World {
             cache_bytes_max: self.plan.cache_bytes,
             value_cache_bytes_max: self.plan.disk.value_cache_bytes,
             computed_bytes_max: self.plan.disk.computed_bytes,
+            // From one to a few seconds.
+            check_interval_ticks: 20 + (self.plan.seed % 64) as u32,
             ..CoreConfig::new(addr, self.map.clone())
         };
         let core = Core::new(config, recovery);

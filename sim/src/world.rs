@@ -11,7 +11,7 @@ use crate::calm::Calm;
 use crate::client::Client;
 use crate::history::Op;
 use crate::host::{Arrival, Host, Node, Seen};
-use crate::invariants::Invariants;
+use crate::invariants::{DIGESTS, Invariants};
 use crate::io::IoStep;
 use crate::lonely::Lonely;
 use crate::network::Network;
@@ -437,6 +437,10 @@ impl World {
         }
         self.observe(host)?;
         let addr = self.hosts[host].addr;
+        if let Some(found) = effects.divergences.first() {
+            let violation = DIGESTS.broken(addr, found.group, format!("{found:?}"));
+            return Err(self.violation(&violation));
+        }
         if !self.is_amnesiac(addr) {
             let sent = self.invariants.sent(addr, &effects.sends);
             sent.map_err(|violation| self.violation(&violation))?;

@@ -119,6 +119,8 @@ ops! {
     Type = 16 Read args 1..=1,
     /// Nothing but its stamp: moves a group's log clock so that keys expire.
     Clock = 17 Write args 0..=0,
+    /// Nothing at all: every replica tells the others what it holds right after this entry.
+    Check = 18 Write args 0..=0,
 }
 
 impl Op {

@@ -136,6 +136,12 @@ impl Store {
         self.shards.iter().fold(0, |sum, shard| sum.wrapping_add(shard.digest()))
     }
 
+    /// What [`Store::digest`] must be, from every item.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn digest_of_items(&self) -> u64 {
+        self.shards.iter().fold(0, |sum, shard| sum.wrapping_add(shard.digest_of_items()))
+    }
+
     /// Puts a shard filled from a snapshot in place of the one with the same number.
     /// Returns false if this store has no such shard.
     pub(crate) fn replace_shard(&mut self, mut shard: Shard) -> bool {

@@ -84,6 +84,8 @@ pub(crate) struct Shard {
     expiry: ExpiryIndex,
     live: LiveBytes,
     totals: Totals,
+    /// Sum of [`item_digest`] over all items.
+    digest: u64,
     /// Entries up to here are already in: the shard came from a snapshot.
     pub(crate) base: LogPosition,
     /// What the group's log clock showed there.
@@ -101,6 +103,7 @@ impl Shard {
             expiry: ExpiryIndex::default(),
             live: LiveBytes::default(),
             totals: Totals::default(),
+            digest: 0,
             base: LogPosition::default(),
             base_clock: 0,
         }
@@ -158,6 +161,7 @@ impl Shard {
         let hasher = &self.hasher;
         let hash = hasher.hash_one(key);
         self.totals.add(&item);
+        self.digest = self.digest.wrapping_add(item_digest(&item, to));
         if let Some(located) = item.value.located() {
             self.live.add(key.len(), &located);
         }
@@ -198,6 +202,7 @@ impl Shard {
     /// Takes an item out of the numbers.
     fn forget(&mut self, item: &Item) {
         self.totals.subtract(item);
+        self.digest = self.digest.wrapping_sub(item_digest(item, item.expires_at));
         if let Some(located) = item.value.located() {
             self.live.subtract(item.key.bytes().len(), &located);
         }
@@ -211,6 +216,7 @@ impl Shard {
         let (totals, live) = (&mut self.totals, &mut self.live);
         let from = item.expires_at;
         totals.subtract(item);
+        let before = item_digest(item, from);
         if let Some(located) = item.value.located() {
             live.subtract(key.len(), &located);
         }
@@ -220,6 +226,7 @@ impl Shard {
             live.add(key.len(), &located);
         }
         let to = item.expires_at;
+        self.digest = self.digest.wrapping_sub(before).wrapping_add(item_digest(item, to));
         self.expiry.change(key, from, to);
         Some(result)
     }
@@ -276,8 +283,15 @@ impl Shard {
         place.and_then(|place| self.slots.get(place)).map_or(0, HashTable::len)
     }
 
-    /// Sum over all items of a hash of everything that replicas must agree on.
-    pub(crate) fn digest(&self) -> u64 {
+    /// Sum over all items of a hash of everything that replicas must agree on. It is kept up to
+    /// date by every change.
+    pub(crate) const fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// What [`Shard::digest`] must be, from every item.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn digest_of_items(&self) -> u64 {
         self.items().fold(0, |sum, item| sum.wrapping_add(item_digest(item, item.expires_at)))
     }
 

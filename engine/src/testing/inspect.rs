@@ -2,7 +2,8 @@
 
 use coracle_raft::{GroupId, LogIndex, Raft};
 
-use crate::Core;
+use crate::store::Item;
+use crate::{Core, SlotId};
 
 /// What waits in a core and what it holds; every number has a limit in [`crate::CoreConfig`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,16 +60,31 @@ impl Core {
         }
     }
 
+    /// Changes what this replica holds for a key, as a bug or bad memory would: an item is made
+    /// older by one entry. Returns whether there was one.
+    pub fn corrupt(&mut self, key: &[u8]) -> bool {
+        let slot = SlotId::of_key(key);
+        let group = self.config.map.group_of_slot(slot);
+        let Some(place) = self.place(group) else { return false };
+        let store = &mut self.groups[place].store;
+        let Some(shard) = store.place(slot) else { return false };
+        let older = |item: &mut Item| item.version = LogIndex::new(item.version.get() - 1);
+        store.change(shard, |shard| shard.update(key, older)).is_some()
+    }
+
     /// What a group's replica here holds, and the index of the last entry that is in it. `None`
     /// if there is no replica, or if some of its shards came from a snapshot and hold more than
-    /// is applied, or wait for a value and hold less. Looks at every key.
+    /// is applied, or wait for a value and hold less. Looks at every key, and panics if the digest
+    /// that is kept up to date is not that of the keys.
     pub fn content(&self, group: GroupId) -> Option<(LogIndex, Content)> {
         let group = &self.groups[self.place(group)?];
         if group.is_ahead() || !group.stalls.is_empty() {
             return None;
         }
+        let digest = group.store.digest();
+        assert_eq!(digest, group.store.digest_of_items(), "the digest is kept up to date");
         let content = Content {
-            digest: group.store.digest(),
+            digest,
             keys: group.store.keys(),
             keys_with_expiry: group.store.keys_with_expiry(),
             bytes: group.store.totals().data as u64,

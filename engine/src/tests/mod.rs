@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod commands;
+mod divergence;
 mod expiry;
 mod faults;
 mod limits;

@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, catch_unwind};
 use coracle_raft::{Body, Bug, GroupId, LogIndex, Message, NodeId, Term, plant};
 
 use super::checkpoint::{base, cluster, full_checkpoint, write_some};
-use super::{checkpoint, faults, nemesis, pipeline, show, values};
+use super::{checkpoint, divergence, faults, nemesis, pipeline, show, values};
 use crate::command::decode;
 use crate::testing::{addr, map_of};
 use crate::{
@@ -88,6 +88,16 @@ fn other_tests_find_planted_bugs() {
         (Bug::SnapshotLacksExpiries, behind, "data differs"),
         (Bug::StalledShardOvertaken, values::a_shard_that_waits_keeps_its_order, ""),
         (Bug::SnapshotIndexTooLow, behind, "data differs"),
+        (
+            Bug::UnaskedDeleteSkipped,
+            divergence::equal_replicas_are_found_equal,
+            "replica's data differ",
+        ),
+        (
+            Bug::DivergedReplicaServes,
+            divergence::a_follower_that_has_diverged_is_found_and_serves_nothing,
+            "$28-",
+        ),
         (Bug::UncertainCalledRetryable, faults::acknowledged_writes_survive_the_leader, "TRYAGAIN"),
         (Bug::PipelinedReadUnordered, pipeline::what_follows_sees_what_is_before_it, ""),
         (

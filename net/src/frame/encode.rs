@@ -124,6 +124,7 @@ impl Size {
             }
             PeerMessage::Forward(_) => size_of::<ArchivedForwardV1>() + blob,
             PeerMessage::ForwardReply { .. } => size_of::<u64>() + blob,
+            PeerMessage::Digests(_) => blob,
             PeerMessage::Leads(led) => led.len() * size_of::<ArchivedLedV1>(),
         };
         Self {

@@ -104,6 +104,7 @@ impl Tables {
                     let checksum = crc32c::crc32c(bytes);
                     wire.blobs.push(BlobV1 { len_bytes: bytes.len() as u32, checksum });
                 }
+                PeerMessage::Digests(_) => wire.count_run(run::DIGESTS),
                 PeerMessage::Leads(led) => {
                     wire.runs.push(RunV1 { kind: run::LEADS, count: led.len() as u32 });
                     wire.led.extend(led.iter().map(|&(group, term)| LedV1 {
@@ -132,6 +133,7 @@ pub(super) fn payloads_of(message: &PeerMessage) -> impl Iterator<Item = &Payloa
             _ => (&[], [None, None]),
         },
         PeerMessage::Forward(forward) => (&[], [Some(&forward.command.payload), None]),
+        PeerMessage::Digests(said) => (&[], [Some(said), None]),
         PeerMessage::ForwardReply { .. } | PeerMessage::Leads(_) => (&[], [None, None]),
     };
     entries.iter().map(|entry| &entry.payload).chain(pair.into_iter().flatten())
@@ -328,6 +330,7 @@ pub(super) fn read_messages(
             run::RAFT => reader.repeat(row.count, &mut messages, Reader::raft)?,
             run::FORWARD => reader.repeat(row.count, &mut messages, Reader::forward)?,
             run::REPLY => reader.repeat(row.count, &mut messages, Reader::reply)?,
+            run::DIGESTS => reader.repeat(row.count, &mut messages, Reader::digests)?,
             _ => return Err(FrameError::BadHeader("unknown kind of message")),
         }
     }
@@ -420,6 +423,10 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
             }
             _ => Err(FrameError::BadHeader("answer to a forward is not one RESP reply")),
         }
+    }
+
+    fn digests(&mut self) -> Result<PeerMessage, FrameError> {
+        self.payload().map(PeerMessage::Digests)
     }
 
     fn raft(&mut self) -> Result<PeerMessage, FrameError> {

@@ -69,6 +69,8 @@ pub(crate) mod run {
     pub(crate) const FORWARD: u32 = 2;
     pub(crate) const REPLY: u32 = 3;
     pub(crate) const LEADS: u32 = 4;
+    /// Each is a blob.
+    pub(crate) const DIGESTS: u32 = 5;
 }
 
 /// A message of consensus. Which of `position`, `number`, `round` and `flag` mean something, and

@@ -35,6 +35,7 @@ use coracle_engine::{ClusterMap, Core, CoreAddr, PeerMessage};
 use coracle_raft::{GroupId, Raft, Record};
 
 use self::bounds::{Limits, LogBytes};
+pub(crate) use self::digests::RULE as DIGESTS;
 use self::group::Group;
 pub use self::seen::Violation;
 use self::seen::{EntryId, Seen, new_entries};
