@@ -137,7 +137,7 @@ impl WalConfig {
     }
 }
 
-/// Timing of elections.
+/// Timing of elections, and of the comparison of replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RaftConfig {
     /// Length of a tick. Default: 25. Range: 5..=1000.
@@ -146,6 +146,17 @@ pub(crate) struct RaftConfig {
     pub(crate) election_ticks: u32,
     /// Ticks between heartbeats. Default: 4. Less than half of `election_ticks`.
     pub(crate) heartbeat_ticks: u32,
+    /// Seconds between two comparisons of what the replicas of a group hold; 0: never.
+    /// Default: 60. Range: 0..=86400.
+    pub(crate) check_seconds: u32,
+}
+
+impl RaftConfig {
+    /// The same in ticks.
+    pub(crate) fn check_ticks(self) -> u32 {
+        let ticks = u64::from(self.check_seconds) * 1000 / u64::from(self.tick_ms);
+        u32::try_from(ticks).unwrap_or(u32::MAX)
+    }
 }
 
 /// Everything a node needs to know to start.
@@ -292,6 +303,7 @@ impl Config {
         in_range("checkpoint.period", self.checkpoint.period.as_secs(), 1, 86_400)?;
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;
         in_range("raft.election_ticks", u64::from(raft.election_ticks), 4, 10_000)?;
+        in_range("raft.check_interval", u64::from(raft.check_seconds), 0, 86_400)?;
         let heartbeat_max = u64::from((raft.election_ticks - 1) / 2).max(1);
         let heartbeat = "raft.heartbeat_ticks (less than half of raft.election_ticks)";
         in_range(heartbeat, u64::from(raft.heartbeat_ticks), 1, heartbeat_max)?;

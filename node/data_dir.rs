@@ -5,6 +5,7 @@
 //! described in `memory`; `core-0`, `core-1`, … hold the logs.
 
 mod memory;
+mod offline;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::memory::{PeersFile, Starts};
+pub(crate) use self::offline::Offline;
 use crate::config::Config;
 use crate::fatal::{Exit, Fatal};
 

@@ -7,6 +7,7 @@
 mod cli;
 mod client;
 mod config;
+mod ctl;
 mod data_dir;
 mod demo;
 mod fatal;
@@ -44,6 +45,8 @@ enum Command {
     Node(Node),
     /// Send one command, or open a prompt
     Cli(cli::CliArgs),
+    /// Look at data directories, and compare replicas
+    Ctl(ctl::CtlArgs),
     /// Start a cluster on this machine to try things out; thrown away at the end
     Demo(demo::DemoArgs),
 }
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Cli(args) => cli::run(args),
+        Command::Ctl(args) => ctl::run(args),
         Command::Demo(args) => demo::run(args),
     };
     result.unwrap_or_else(|fatal| fatal.report())

@@ -30,6 +30,7 @@ mod io;
 mod located;
 mod map;
 mod moved;
+pub mod offline;
 mod pipeline;
 mod places;
 mod reads;

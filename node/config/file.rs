@@ -61,6 +61,7 @@ pub(super) struct FileRaft {
     pub(super) tick_ms: Option<u32>,
     pub(super) election_ticks: Option<u32>,
     pub(super) heartbeat_ticks: Option<u32>,
+    pub(super) check_interval: Option<u32>,
 }
 
 /// One `[[nodes]]` table.

@@ -103,6 +103,10 @@ pub(crate) struct Flags {
     /// Ticks between heartbeats
     #[arg(long, env = "CORACLE_RAFT_HEARTBEAT_TICKS", value_name = "N")]
     pub(super) raft_heartbeat_ticks: Option<u32>,
+    /// Seconds between two comparisons of what the replicas of a group hold; 0: never
+    /// [default: 60]
+    #[arg(long, env = "CORACLE_RAFT_CHECK_INTERVAL", value_name = "SECONDS")]
+    pub(super) raft_check_interval: Option<u32>,
 }
 
 /// CPU numbers written as `0,2-3`.

@@ -220,6 +220,14 @@ pub(super) fn resolve(
             Some(4),
             u32::to_string,
         )?,
+        check_seconds: r.pick(
+            "raft.check_interval",
+            "raft_check_interval",
+            flags.raft_check_interval,
+            file.raft.check_interval,
+            Some(60),
+            u32::to_string,
+        )?,
     };
     let node_flags = flags.nodes.map(|nodes| nodes.into_iter().map(|node| node.0).collect());
     let nodes =

@@ -10,6 +10,7 @@ use coracle_net::resp::Parsed;
 use coracle_ring::{Chunk, Ring, SocketId};
 
 use super::connection::{Connection, slot_of};
+use super::digests;
 use super::node_commands::{self, Outcome, View};
 use super::session::Session;
 use super::shared::Shared;
@@ -242,6 +243,7 @@ impl Clients {
                 Question::Kill(filter) | Question::KillOne(filter) => {
                     Answer::Killed(self.kill(&filter, ring, context.core))
                 }
+                Question::Digests { now } => Answer::Digests(digests::rows(context.core, now)),
             };
             surveys.answer(here, number, answer);
         }

@@ -12,6 +12,7 @@ use coracle_net::frame::Decoder;
 use coracle_ring::{Event, ListenerId, Ring, SocketId};
 
 use super::clients::{Clients, Context};
+use super::digests;
 use super::handshake::Handshakes;
 use super::keys::{Kind, key, split};
 use super::mailbox::Mailbox;
@@ -208,6 +209,9 @@ impl HotLoop {
             } else {
                 self.out_links.push(to, message);
             }
+        }
+        for found in effects.divergences.drain(..) {
+            digests::log(self.me.core.0, &found);
         }
         for (token, reply) in effects.replies.drain(..) {
             self.clients.reply(token, reply);

@@ -247,6 +247,10 @@ fn stats(w: &mut Writer<'_>) {
     w.sum("coracle_failed_loads", |core| core.failed_loads);
     w.sum("coracle_values_read", |core| core.values_read);
     w.sum("coracle_failed_reads", |core| core.failed_reads);
+    w.sum("coracle_checks", |core| core.checks);
+    w.sum("coracle_divergences", |core| core.divergences);
+    w.sum("coracle_groups_diverged", |core| core.diverged);
+    w.sum("coracle_groups_undecided", |core| core.undecided);
 }
 
 /// Clients want a master; every endpoint is one for the slots it leads.

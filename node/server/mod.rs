@@ -9,6 +9,7 @@ mod backoff;
 mod clients;
 mod cluster_view;
 mod connection;
+mod digests;
 mod handshake;
 mod hot_loop;
 mod info;
@@ -28,6 +29,7 @@ mod surveys;
 mod watch;
 
 pub(crate) use start::run;
+pub(crate) use storage::storage_error;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -14,6 +14,7 @@ use coracle_raft::{GroupId, NodeId};
 
 use super::backoff::Backoff;
 use super::cluster_view;
+use super::digests;
 use super::info::{self, NodeStats};
 use super::session::{Session, valid_name};
 use super::surveys::Question;
@@ -82,6 +83,11 @@ pub(crate) fn execute(
     }
     if spec.id == CommandId::Client
         && let Some(asked) = client::question(&args[1..], session)
+    {
+        return asked.map_or_else(Outcome::Reply, Outcome::Survey);
+    }
+    if spec.id == CommandId::Cluster
+        && let Some(asked) = digests::question(&args[1..])
     {
         return asked.map_or_else(Outcome::Reply, Outcome::Survey);
     }
@@ -312,6 +318,9 @@ const CLUSTER_HELP: &[&str] = &[
     "    Return 0: failures are detected per Raft group.",
     "COUNTKEYSINSLOT <slot>",
     "    Return the number of keys in <slot>, as this core's replica has them.",
+    "DIGESTS [NOW]",
+    "    Return what the replicas of this node told of their content at the last checks; with NOW,",
+    "    groups led here check again.",
     "GETKEYSINSLOT <slot> <count>",
     "    Return up to <count> keys (at most 1000) in <slot>, as this core's replica has them.",
     "INFO",
@@ -361,7 +370,7 @@ fn bad_client_name() -> Reply {
     Reply::error("ERR Client names cannot contain spaces, newlines or special characters.")
 }
 
-fn wrong_sub_arity(command: &str, sub: &[u8]) -> Reply {
+pub(super) fn wrong_sub_arity(command: &str, sub: &[u8]) -> Reply {
     let sub = printable(sub);
     Reply::error(format!("ERR wrong number of arguments for '{command}|{sub}' command"))
 }
@@ -369,6 +378,10 @@ fn wrong_sub_arity(command: &str, sub: &[u8]) -> Reply {
 fn unknown_sub(command: &str, sub: &[u8]) -> Reply {
     let sub = printable(sub);
     Reply::error(format!("ERR unknown subcommand '{sub}'. Try {command} HELP."))
+}
+
+pub(super) fn unknown_argument(word: &[u8]) -> Reply {
+    Reply::error(format!("ERR unknown argument '{}'", printable(word)))
 }
 
 fn help(lines: &'static [&'static str]) -> Reply {

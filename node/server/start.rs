@@ -240,6 +240,7 @@ pub(super) fn core_config(shared: &Shared, me: CoreAddr) -> CoreConfig {
     CoreConfig {
         election_timeout_ticks: config.raft.election_ticks,
         heartbeat_ticks: config.raft.heartbeat_ticks,
+        check_interval_ticks: config.raft.check_ticks(),
         memory_budget_bytes: usize::try_from(config.memory_per_core_bytes()).unwrap_or(usize::MAX),
         value_cache_bytes_max: usize::try_from(config.value_cache_per_core_bytes())
             .unwrap_or(usize::MAX),

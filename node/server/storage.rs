@@ -425,12 +425,12 @@ fn open_file(
 }
 
 /// An error of the log as the end of the process.
-pub(super) fn storage_error(error: impl Into<StorageError>) -> Fatal {
+pub(crate) fn storage_error(error: impl Into<StorageError>) -> Fatal {
     error.into().0
 }
 
 /// Turns the log's errors into exit codes.
-pub(super) struct StorageError(Fatal);
+pub(crate) struct StorageError(Fatal);
 
 impl From<WalError> for StorageError {
     fn from(error: WalError) -> Self {

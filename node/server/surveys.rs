@@ -1,4 +1,5 @@
-//! Questions about the clients of all cores: `CLIENT LIST` and `CLIENT KILL`.
+//! Questions to all cores: about their clients, `CLIENT LIST` and `CLIENT KILL`, and about what
+//! their replicas hold, `CLUSTER DIGESTS`.
 //!
 //! The core that takes the command opens a survey; every core of the node answers it in its next
 //! turn from its own connections; the asking core puts the answers together. Cores look at one
@@ -52,15 +53,19 @@ pub(crate) enum Question {
     Kill(Filter),
     /// The same in Redis' old form: `OK`, or an error if there was none.
     KillOne(Filter),
+    /// What the replicas told of their content; with `now`, leaders make them tell again.
+    Digests { now: bool },
 }
 
 /// What one core answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
     /// Number and line of each client.
     Lines(Vec<(u64, String)>),
     /// Connections closed.
     Killed(u64),
+    /// A row for each group.
+    Digests(Vec<(u32, Reply)>),
 }
 
 /// One question under way.
@@ -76,17 +81,22 @@ struct Survey {
 
 impl Survey {
     fn reply(self) -> Reply {
-        let (mut lines, mut killed) = (Vec::new(), 0);
+        let (mut lines, mut killed, mut digests) = (Vec::new(), 0, Vec::new());
         for answer in self.answers.into_iter().flatten() {
             match answer {
                 Answer::Lines(more) => lines.extend(more),
                 Answer::Killed(count) => killed += count,
+                Answer::Digests(more) => digests.extend(more),
             }
         }
         match self.question {
             Question::List(_) => {
                 lines.sort_unstable();
                 Reply::Verbatim(lines.into_iter().map(|(_, line)| line + "\n").collect())
+            }
+            Question::Digests { .. } => {
+                digests.sort_unstable_by_key(|(group, _)| *group);
+                Reply::Array(digests.into_iter().map(|(_, row)| row).collect())
             }
             Question::Kill(_) => Reply::Integer(i64::try_from(killed).unwrap_or(i64::MAX)),
             Question::KillOne(_) if killed == 0 => Reply::error("ERR No such client"),

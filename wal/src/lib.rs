@@ -18,8 +18,8 @@
 //! [`open_checkpoints`], `docs/checkpoint-format.md`.
 //!
 //! Not here: rings and sockets (`ring`), what records mean (`raft`, `engine`). This crate blocks
-//! only in [`recover`], [`inspect`], [`SegmentTask::run`] and [`Wal::prepare_segments`], and where
-//! checkpoints are written and opened.
+//! only in [`recover`], [`inspect`], [`Examination`], [`SegmentTask::run`] and
+//! [`Wal::prepare_segments`], and where checkpoints are written and opened.
 
 mod batch;
 mod checkpoint;
@@ -55,7 +55,8 @@ pub use options::{Identity, Options, OptionsError};
 pub use read::ReadOp;
 pub use real::{OpenError, RealDisk};
 pub use recovery::{
-    Brief, Damage, DamageKind, RecoveryReport, Torn, Visitor, inspect, recover, recover_into,
+    Brief, Damage, DamageKind, Examination, Found, RecoveryReport, Torn, ValueError, Visitor,
+    inspect, recover, recover_into,
 };
 pub use segment::{SegmentDone, SegmentId, SegmentTask};
 pub use sweep::{ScanRead, Scanned};

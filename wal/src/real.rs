@@ -19,6 +19,8 @@ use crate::format::BLOCK_BYTES;
 pub struct RealDisk {
     dir: Arc<PathBuf>,
     direct: bool,
+    /// Nothing may be changed.
+    read_only: bool,
 }
 
 /// Why a directory cannot hold a log.
@@ -60,7 +62,7 @@ impl RealDisk {
         let io = |source| OpenError::Io { dir: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
         // Without direct I/O first: what fails here has nothing to do with it.
-        let buffered = Self { dir: Arc::new(dir.to_owned()), direct: false };
+        let buffered = Self { dir: Arc::new(dir.to_owned()), direct: false, read_only: false };
         buffered.probe().map_err(io)?;
         if !direct {
             return Ok(buffered);
@@ -72,6 +74,12 @@ impl RealDisk {
             source,
         })?;
         Ok(disk)
+    }
+
+    /// A directory of which nothing is changed, not even for a moment: whatever would change
+    /// something fails. It need not exist; then nothing in it can be read.
+    pub fn read_only(dir: &Path) -> Self {
+        Self { dir: Arc::new(dir.to_owned()), direct: false, read_only: true }
     }
 
     /// The directory.
@@ -99,9 +107,16 @@ impl RealDisk {
         Ok(())
     }
 
+    fn changes(&self) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "opened for reading"));
+        }
+        Ok(())
+    }
+
     fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
+        options.read(true).write(!self.read_only).mode(0o600);
         if self.direct {
             options.custom_flags(libc::O_DIRECT);
         }
@@ -143,6 +158,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<File> {
+        self.changes()?;
         self.options().create(true).truncate(true).open(self.dir.join(name))
     }
 
@@ -181,16 +197,19 @@ impl Disk for RealDisk {
     }
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
+        self.changes()?;
         let file = OpenOptions::new().write(true).open(self.dir.join(name))?;
         file.set_len(len)?;
         file.sync_all()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.changes()?;
         std::fs::rename(self.dir.join(from), self.dir.join(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.changes()?;
         std::fs::remove_file(self.dir.join(name))
     }
 

@@ -209,7 +209,7 @@ impl<F> Sweep<'_, F> {
     /// record ends if not all of it was read.
     fn search(&mut self, file_end: u64) -> Option<u64> {
         self.in_hole = true;
-        let found = self_located(self.segment, self.at, self.here());
+        let found = self_located(&self.segment.header, self.at, self.here());
         let Some(header) = found.filter(|header| {
             self.at + header.record_bytes() as u64 <= self.segment.header.segment_bytes
         }) else {

@@ -3,8 +3,8 @@
 use coracle_raft::{Bug, Place, Record, planted};
 
 use crate::format::{
-    BATCH_HEADER_BYTES, BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, aligned, record_bytes,
-    record_seed,
+    BATCH_HEADER_BYTES, BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, SegmentHeader, aligned,
+    record_bytes, record_seed,
 };
 use crate::segment::SegmentId;
 use crate::wal::Segment;
@@ -73,7 +73,7 @@ impl<D: Disk> Wal<D> {
         let buffer = &buffer[..buffer.len().min(read.len)];
         let start = (place.offset() - read.offset) as usize;
         let record = buffer.get(start..).ok_or_else(damaged)?;
-        let header = self_located(segment, place.offset(), record).ok_or_else(damaged)?;
+        let header = self_located(&segment.header, place.offset(), record).ok_or_else(damaged)?;
         let payload_len = header.payload_len as usize;
         let Some(payload) = record[RECORD_HEADER_BYTES..].get(..payload_len) else {
             let end = aligned(segment.file_bytes.min(segment.header.segment_bytes));
@@ -119,8 +119,8 @@ fn value_read(place: Place, payload_len: usize, end: u64) -> ValueRead {
 
 /// The header of the record at `offset` of the segment, whose bytes start there. It names its
 /// offset in its batch, and with that the place of the batch; the seed confirms both.
-pub(crate) fn self_located<F>(
-    segment: &Segment<F>,
+pub(crate) fn self_located(
+    segment: &SegmentHeader,
     offset: u64,
     record: &[u8],
 ) -> Option<RecordHeader> {
@@ -129,7 +129,7 @@ pub(crate) fn self_located<F>(
     if !batch.is_multiple_of(BLOCK_BYTES as u64) || batch < BLOCK_BYTES as u64 {
         return None;
     }
-    let seed = record_seed(segment.header.salt, segment.header.first_lsn.plus(batch));
+    let seed = record_seed(segment.salt, segment.first_lsn.plus(batch));
     let (header, _) = RecordHeader::decode(record, seed, claimed)?;
     (claimed >= BATCH_HEADER_BYTES).then_some(header)
 }

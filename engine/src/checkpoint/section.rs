@@ -99,36 +99,20 @@ pub(crate) fn about(bytes: &[u8]) -> Result<About, Malformed> {
 /// Puts the items of a section into `shard`.
 pub(crate) fn decode(bytes: &[u8], shard: &mut Shard) -> Result<(), Malformed> {
     with(bytes, |section| {
-        let mut rest = section.bytes.as_slice();
         shard.reserve(section.items.len());
-        for entry in section.items.iter() {
-            let mut take = |len: u32| {
-                let (head, tail) = rest.split_at_checked(len as usize)?;
-                rest = tail;
-                Some(head)
-            };
-            let key = take(entry.key_len.to_native()).ok_or(Malformed)?;
-            let len = entry.value_len.to_native();
-            let value = match entry.place.to_native() {
-                IN_SECTION => Value::Memory(take(len).ok_or(Malformed)?.to_vec()),
-                place => {
-                    let place = Place::from_raw(place).ok_or(Malformed)?;
-                    Value::Log(Located { place, len, arg: entry.arg.to_native() })
-                }
-            };
-            let item = Item {
-                key: Key::new(key),
-                value,
-                version: LogIndex::new(entry.version.to_native()),
-                expires_at: entry.expires_at.to_native(),
-                sum: entry.sum.to_native(),
-            };
-            if !shard.takes(key) || shard.insert(item).is_some() {
-                return Err(Malformed);
-            }
-        }
-        if rest.is_empty() { Ok(()) } else { Err(Malformed) }
+        section.each(&mut |item| {
+            let fits = shard.takes(item.key.bytes()) && shard.insert(item).is_none();
+            if fits { Ok(()) } else { Err(Malformed) }
+        })
     })
+}
+
+/// Calls `take` with every item of a section.
+pub(crate) fn each(
+    bytes: &[u8],
+    take: &mut dyn FnMut(Item) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    with(bytes, |section| section.each(take))
 }
 
 /// Reads a section in place, or a copy of it if it is not aligned.
@@ -160,6 +144,37 @@ impl ArchivedSection {
             clock: self.clock.to_native(),
             values_from: self.values_from.to_native(),
         }
+    }
+
+    fn each(
+        &self,
+        take_item: &mut dyn FnMut(Item) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        let mut rest = self.bytes.as_slice();
+        for entry in self.items.iter() {
+            let mut take = |len: u32| {
+                let (head, tail) = rest.split_at_checked(len as usize)?;
+                rest = tail;
+                Some(head)
+            };
+            let key = take(entry.key_len.to_native()).ok_or(Malformed)?;
+            let len = entry.value_len.to_native();
+            let value = match entry.place.to_native() {
+                IN_SECTION => Value::Memory(take(len).ok_or(Malformed)?.to_vec()),
+                place => {
+                    let place = Place::from_raw(place).ok_or(Malformed)?;
+                    Value::Log(Located { place, len, arg: entry.arg.to_native() })
+                }
+            };
+            take_item(Item {
+                key: Key::new(key),
+                value,
+                version: LogIndex::new(entry.version.to_native()),
+                expires_at: entry.expires_at.to_native(),
+                sum: entry.sum.to_native(),
+            })?;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(Malformed) }
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod deliver;
 mod evidence;
+mod examine;
 mod repair;
 mod report;
 pub(crate) mod salvage;
@@ -18,6 +19,7 @@ mod visit;
 
 use coracle_raft::{Place, Record};
 
+pub use examine::{Examination, Found, ValueError};
 pub use report::{Damage, DamageKind, RecoveryReport, Torn};
 pub use visit::{Brief, Visitor};
 
