@@ -126,6 +126,9 @@ fn look(log: &Log, dir: Option<&Offline>, findings: &mut Findings) -> Facts {
             None => Ok(()),
         }
     });
+    if dir.is_some() && facts.segments == 0 {
+        findings.add(no_log(log));
+    }
     if let Err(fatal) = looked {
         findings.add(Finding {
             severity: Severity::of(fatal.exit),
@@ -136,6 +139,19 @@ fn look(log: &Log, dir: Option<&Offline>, findings: &mut Findings) -> Facts {
         });
     }
     facts
+}
+
+/// A log without segments: a node that was ever started has something in its directory.
+fn no_log(log: &Log) -> Finding {
+    let path = log.disk.dir();
+    let is_empty = std::fs::read_dir(path).is_ok_and(|mut items| items.next().is_none());
+    let (severity, detail) = if is_empty {
+        (Severity::Damage, "the directory is empty: what was in it is gone")
+    } else {
+        (Severity::Note, "the node was stopped before it wrote anything, or its log is gone")
+    };
+    let (kind, file) = ("no log".to_owned(), Some(path.display().to_string()));
+    Finding { severity, kind, file, offset: None, detail: detail.to_owned() }
 }
 
 fn read_log(
