@@ -1,7 +1,7 @@
 //! `coracle ctl digest`: every replica of every group is asked what it holds at the same entry.
 //!
-//! Each leader is told to put a check into its log (`CLUSTER DIGESTS NOW`); then all nodes are asked
-//! what their replicas told at the newest entries (`CLUSTER DIGESTS`), until there is a newer one
+//! Each leader is told to put a check into its log (`CLUSTER DIGESTS NOW`); then all nodes are
+//! asked what their replicas told at the newest entries (`CLUSTER DIGESTS`), until there is a newer one
 //! than before at which all replicas of a group told theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
