@@ -1,8 +1,8 @@
 //! `coracle ctl digest`: every replica of every group is asked what it holds at the same entry.
 //!
 //! Each leader is told to put a check into its log (`CLUSTER DIGESTS NOW`); then all nodes are
-//! asked what their replicas told at the newest entries (`CLUSTER DIGESTS`), until there is a newer one
-//! than before at which all replicas of a group told theirs.
+//! asked what their replicas told at the newest entries (`CLUSTER DIGESTS`), until there is a newer
+//! one than before at which all replicas of a group told theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -235,11 +235,9 @@ fn show(args: &DigestArgs, groups: &BTreeMap<u64, Group>, after: &dyn Fn(&u64) -
         let code = exit.map_or(0, Exit::code);
         format!("{:#}\n", json!({ "ok": exit.is_none(), "exit_code": code, "replicas": rows }))
     } else {
-        table(&rows)
-            + &format!(
-                "\n{} groups, {different} with different replicas, {silent} replicas without an answer\n",
-                groups.len()
-            )
+        let count = groups.len();
+        let summary = format!("{count} groups, {different} with different replicas");
+        table(&rows) + &format!("\n{summary}, {silent} replicas without an answer\n")
     };
     print(&text);
     super::status(exit)
