@@ -4,8 +4,9 @@
 use coracle_raft::{Bug, LogIndex, Payload, Place, Raft, planted};
 
 use crate::cache::Cache;
-use crate::command::encoding::{Op, View, expire, set, ttl};
-use crate::command::{NOT_AN_INTEGER, TOO_LONG, VALUE_BYTES_MAX, parse_integer};
+use crate::command::decimal::Decimal;
+use crate::command::encoding::{Op, View, expire, getex, set, ttl};
+use crate::command::{NOT_A_FLOAT, NOT_AN_INTEGER, TOO_LONG, VALUE_BYTES_MAX, parse_integer};
 use crate::store::{Item, Key, Located, SMALL_VALUE_BYTES, Shard, Store, Value};
 use crate::{Reply, Slice, WallMillis};
 
@@ -138,7 +139,7 @@ impl Command<'_> {
     fn missing(&self, shard: &Shard, values: &mut Values<'_>) -> Result<(), Wanted> {
         let needed = match self.view.op {
             Op::Append | Op::SetRange => true,
-            Op::GetDel => self.asked,
+            Op::GetDel | Op::GetEx => self.asked,
             Op::Set => self.asked && self.view.flags & set::GET != 0,
             _ => false,
         };
@@ -188,10 +189,27 @@ impl<'a> Write<'a, '_> {
                 });
                 Reply::Integer(i64::from(cleared == Some(true)))
             }
-            Op::Get | Op::StrLen | Op::Exists | Op::MGet | Op::GetRange | Op::Ttl | Op::Type => {
-                Reply::error("ERR a read stands in the log")
+            Op::GetEx => self.get_ex(),
+            Op::MSetNx => {
+                if view.keys().any(|key| self.get(key).is_some()) {
+                    return Reply::Integer(0);
+                }
+                self.mset();
+                Reply::Integer(1)
             }
-            Op::Clock | Op::Check => Reply::OK,
+            Op::IncrByFloat => self.incr_by_float(),
+            Op::Get
+            | Op::StrLen
+            | Op::Exists
+            | Op::MGet
+            | Op::GetRange
+            | Op::Ttl
+            | Op::Type
+            | Op::Scan
+            | Op::Keys
+            | Op::Size
+            | Op::RandomKey => Reply::error("ERR a read stands in the log"),
+            Op::Clock | Op::Check | Op::Flush => Reply::error("ERR not a command on one shard"),
         }
     }
 
@@ -334,6 +352,42 @@ impl<'a> Write<'a, '_> {
         };
         self.put_computed(key, sum.to_string().into_bytes());
         Reply::Integer(sum)
+    }
+
+    fn incr_by_float(&mut self) -> Reply {
+        let Command { view, .. } = self.command;
+        let (key, by) = (view.key(), Decimal::parse(view.arg(1)));
+        let number = match self.get(key).map(|old| &old.value) {
+            None => Some(Decimal::ZERO),
+            Some(Value::Memory(bytes)) => Decimal::parse(bytes),
+            // Too long for a number.
+            Some(Value::Log(_)) => None,
+        };
+        let (Some(number), Some(by)) = (number, by) else { return Reply::error(NOT_A_FLOAT) };
+        let Some(sum) = number.add(by) else {
+            return Reply::error("ERR increment would produce NaN or Infinity");
+        };
+        let text = sum.to_text().into_bytes();
+        self.put_computed(key, text.clone());
+        Reply::Bulk(text)
+    }
+
+    fn get_ex(&mut self) -> Reply {
+        let Command { view, index, .. } = self.command;
+        let (key, persist) = (view.key(), view.flags & getex::PERSIST != 0);
+        let reply = self.old(key);
+        let at = if persist { Some(0) } else { self.live_expiry(view.expires_at) };
+        match at {
+            Some(at) => {
+                self.shard.update(key, |item| {
+                    if item.expires_at != at {
+                        (item.expires_at, item.version) = (at, index);
+                    }
+                });
+            }
+            None => drop(self.remove(key)),
+        }
+        reply
     }
 
     fn set_range(&mut self) -> Reply {

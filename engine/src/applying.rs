@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 
-use coracle_raft::{Bug, Entry, EntryKind, Payload, Place, planted};
+use coracle_raft::{Bug, Entry, EntryKind, LogIndex, Payload, Place, planted};
 
 use crate::apply::{self, Command, FOREIGN_SLOT, NotYet, Values, Wanted};
 use crate::cold::Waiter;
 use crate::command::encoding::{Op, View};
 use crate::group::{Cold, Committed, Group, Tally, Turn};
+use crate::scan;
 use crate::stall::Stalled;
 use crate::store::WARM_KEYS;
 use crate::task::{Outbox, Task, uncertain};
@@ -69,15 +70,16 @@ impl Group {
         }
         self.store.advance_clock(view.at.0);
         let clock = self.store.clock();
-        if view.op == Op::Clock {
-            for shard in 0..self.store.shards().len() {
-                if self.stalls.holds(shard) {
-                    self.stalls.push(shard, Stalled::Sweep { index: entry.index, clock });
-                } else {
-                    self.store.sweep(shard, entry.index, clock);
+        match view.op {
+            Op::Clock => return self.sweep(entry.index, clock, &view),
+            Op::Flush => {
+                self.flush(entry.index, turn);
+                if let Some(task) = task {
+                    turn.out.reply(task.origin, Reply::OK);
                 }
+                return;
             }
-            return;
+            _ => {}
         }
         if view.op == Op::Check {
             return self.check_applied(entry.index, turn);
@@ -93,6 +95,37 @@ impl Group {
             self.stalls.push(shard, stalled);
         } else if let Some((wanted, first)) = self.execute(shard, stalled, &[], turn) {
             self.stall(shard, wanted, first, VecDeque::new(), turn);
+        }
+    }
+
+    /// Removes keys that are due from every shard, as many as the entry says.
+    fn sweep(&mut self, index: LogIndex, clock: u64, view: &View<'_>) {
+        let max = usize::try_from(view.expires_at).unwrap_or(0);
+        for shard in 0..self.store.shards().len() {
+            if self.stalls.holds(shard) {
+                self.stalls.push(shard, Stalled::Sweep { index, clock, max });
+            } else {
+                self.store.sweep(shard, index, clock, max);
+            }
+        }
+        self.is_behind_expiry = self.store.next_expiry().is_some_and(|at| at <= clock);
+    }
+
+    /// Forgets all keys. What waits in its shard comes before this and leaves nothing behind; no
+    /// client waits for what it would answer, see [`Group::can_apply`].
+    fn flush(&mut self, index: LogIndex, turn: &mut Turn<'_>) {
+        while let Some(shard) = self.stalls.any() {
+            for stalled in self.stalls.end(shard) {
+                if let Stalled::Check { index } = stalled {
+                    // All the others will be right about it.
+                    let _ = self.checks.put(index, shard, None);
+                }
+            }
+        }
+        self.store.flush(index, turn.graveyard);
+        // What came from a snapshot that is newer stays.
+        if self.store.totals().dirty == 0 {
+            self.dirty_keys = VecDeque::new();
         }
     }
 
@@ -124,7 +157,7 @@ impl Group {
                     }
                 }
             }
-            Stalled::Sweep { index, clock } => self.store.sweep(shard, index, clock),
+            Stalled::Sweep { index, clock, max } => self.store.sweep(shard, index, clock, max),
             Stalled::Check { index } => self.check_reached(index, shard, turn),
             Stalled::Read(task) => turn.serve.push(task),
         }
@@ -203,8 +236,12 @@ impl Group {
                 turn.out.reply(task.origin, Reply::error("ERR malformed command"));
                 continue;
             };
-            let shard = self.store.place(view.slot);
-            if let Some(shard) = shard.filter(|&shard| self.stalls.holds(shard)) {
+            let shard = match view.op {
+                // All shards count.
+                Op::Size | Op::RandomKey => self.stalls.any(),
+                _ => self.store.place(view.slot).filter(|&shard| self.stalls.holds(shard)),
+            };
+            if let Some(shard) = shard {
                 self.stalls.push(shard, Stalled::Read(task));
                 continue;
             }
@@ -214,7 +251,12 @@ impl Group {
             let raft = turn.cache.is_on().then_some(&self.raft);
             let (fetched, dirty) = (&task.fetched[..], &mut dirty);
             let mut values = Values { cache: turn.cache, raft, fetched, dirty };
-            match apply::read(&self.store, &mut values, &view, at) {
+            let read = if view.op.spans_group() {
+                scan::read(&self.store, |shard| self.stalls.holds(shard), &view, at)
+            } else {
+                apply::read(&self.store, &mut values, &view, at)
+            };
+            match read {
                 Ok(reply) => {
                     turn.tally.reads_served += 1;
                     turn.out.reply(task.origin, reply);

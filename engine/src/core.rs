@@ -15,10 +15,11 @@ use crate::divergence::Divergence;
 use crate::forward::{Forwards, Parked};
 use crate::gc::{Gc, Targets};
 use crate::group::{Cold, Group, Leadership, Tally, Turn};
+use crate::keyspace::Keyspace;
 use crate::located::Placing;
 use crate::recovery::Recovery;
 use crate::stats::CoreStats;
-use crate::store::Totals;
+use crate::store::{Graveyard, Totals};
 use crate::task::{Origin, Outbox, Task, try_again};
 use crate::{
     CoreAddr, Effects, Forward, Input, PeerMessage, ReadMode, Reply, Request, SlotId, Token, Via,
@@ -95,6 +96,9 @@ pub struct Core {
     cold_asked: Vec<Cold>,
     pub(crate) gc: Gc,
     pub(crate) targets: Targets,
+    /// What was flushed and not dropped yet.
+    pub(crate) graveyard: Graveyard,
+    pub(crate) keyspace: Keyspace,
     /// For the next drain: no value is needed before this segment.
     pub(crate) values_from: Option<u64>,
     /// Ticks for which the preferred leader of a group led elsewhere has been caught up.
@@ -153,6 +157,8 @@ impl Core {
             cold_asked: Vec::new(),
             gc: Gc::default(),
             targets: Targets::new(),
+            graveyard: Graveyard::default(),
+            keyspace: Keyspace::new(config.seed),
             values_from: None,
             reads_open: 0,
             released: Vec::new(),
@@ -197,6 +203,9 @@ impl Core {
     /// Hands out what is to be done. `effects` should be empty; it is appended to.
     pub fn drain(&mut self, mode: Drain, effects: &mut Effects) {
         let records_before = effects.records.len();
+        if !self.graveyard.is_empty() {
+            self.drop_flushed();
+        }
         if mode == Drain::All {
             self.write_out();
         }
@@ -288,7 +297,7 @@ impl Core {
 
     /// Bytes of the indexes of all groups, of the values in them, and of the value cache.
     pub const fn memory_bytes(&self) -> u64 {
-        (self.totals.memory + self.cache.bytes()) as u64
+        (self.totals.memory + self.graveyard.bytes() + self.cache.bytes()) as u64
     }
 
     /// Bytes of the indexes of all groups and of the values in them.
@@ -360,6 +369,7 @@ impl Core {
             cold: &mut self.cold_asked,
             state: &mut self.state,
             targets: &mut self.targets,
+            graveyard: &mut self.graveyard,
             place,
             map: &self.config.map,
             tick: self.ticks,
@@ -419,14 +429,24 @@ impl Core {
         for task in again {
             self.again(task, None);
         }
-        for (origin, reply) in self.out.replies.drain(..) {
-            match origin {
-                Origin::Client(token) => effects.replies.push((token, reply)),
-                Origin::Forwarded { from, id, link } => {
-                    if self.links.get(&from).is_some_and(|state| state.losses == link) {
-                        self.sends.push((from, PeerMessage::ForwardReply { id, reply }));
+        // What one part answers can be the end of a command, or call for another part that is
+        // refused at once.
+        while !self.out.replies.is_empty() {
+            let mut replies = mem::take(&mut self.out.replies);
+            for (origin, reply) in replies.drain(..) {
+                match origin {
+                    Origin::Client(token) => effects.replies.push((token, reply)),
+                    Origin::Part { id, group } => self.part_answered(id, group, reply),
+                    Origin::Forwarded { from, id, link } => {
+                        if self.links.get(&from).is_some_and(|state| state.losses == link) {
+                            self.sends.push((from, PeerMessage::ForwardReply { id, reply }));
+                        }
                     }
                 }
+            }
+            if self.out.replies.is_empty() {
+                self.out.replies = replies;
+                return;
             }
         }
     }
@@ -462,7 +482,10 @@ impl Core {
             self.cold.want_once(place, wanted, Waiter::Shard(shard));
         }
         let group = &mut self.groups[place];
-        if self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
+        if group.leads() {
+            group.led_at = Some(self.ticks);
+        }
+        if group.is_behind_expiry || self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
             group.propose_due_expiry(self.now);
         }
         self.balance_group(place);
@@ -497,6 +520,9 @@ impl Core {
         self.counters.commands += 1;
         self.now = self.now.max(request.at);
         let Request { token, via, read_mode, follows, at, command } = request;
+        if command.spans_groups() {
+            return self.keyspace_command(token, via, at, &command);
+        }
         let origin = Origin::Client(token);
         let deadline = self.deadline();
         let (hops, fetched) = (0, Vec::new());
@@ -506,6 +532,7 @@ impl Core {
     /// Drops what has not been begun for this client.
     fn forget(&mut self, token: Token) {
         self.parked.forget(Origin::Client(token));
+        self.keyspace.forget(token);
     }
 
     fn peer(&mut self, from: CoreAddr, message: PeerMessage) {

@@ -26,6 +26,16 @@ impl ExpiryIndex {
         }
     }
 
+    /// A key that had no expiry gets one.
+    pub(crate) fn add(&mut self, key: Box<[u8]>, at: u64) {
+        assert!(self.due.insert((at, key)), "a key with expiry {at} was in the index already");
+    }
+
+    /// Forgets up to `max` keys; returns how many.
+    pub(crate) fn drop_some(&mut self, max: usize) -> usize {
+        (0..max).take_while(|_| self.due.pop_first().is_some()).count()
+    }
+
     /// The earliest expiry.
     pub(crate) fn next(&self) -> Option<u64> {
         self.due.first().map(|(at, _)| *at)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ahash::RandomState;
 use coracle_raft::{
-    BatchSeq, Bug, Drain, Entry, GroupId, LogIndex, LogPosition, NodeId, Payload, Place,
+    BatchSeq, Bug, Drain, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, Payload, Place,
     ProposeError, Raft, Ready, Record, Role, SendState, Term, planted,
 };
 
@@ -12,19 +12,21 @@ use crate::apply::Wanted;
 use crate::cache::Cache;
 use crate::checkpoint::{ShardSnapshots, StateQueue};
 use crate::cold::Waiter;
-use crate::command::encoding::{Header, Op};
+use crate::command::encoding::{Header, Op, op_of};
 use crate::divergence::Checks;
 use crate::gc::Targets;
 use crate::places::Places;
 use crate::reads::Reads;
 use crate::stall::Stalls;
-use crate::store::Store;
+use crate::store::{Graveyard, Store};
 use crate::task::{Outbox, Task, uncertain};
 use crate::transfer::{Incoming, Outgoing};
 use crate::{ClusterMap, CoreAddr, CoreId, Effects, Load, PeerMessage, Reply, SlotId, WallMillis};
 
 /// Committed entries taken from consensus ahead of the state machine.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Due keys that one clock entry removes from a group, or a few more: half a millisecond of work.
+const SWEEP_KEYS: usize = 512;
 /// Entries kept for a follower that is behind but follows; one further behind gets a snapshot.
 const KEPT_ENTRIES_MAX: u64 = 1 << 18;
 
@@ -89,6 +91,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) cold: &'a mut Vec<Cold>,
     pub(crate) state: &'a mut StateQueue,
     pub(crate) targets: &'a mut Targets,
+    pub(crate) graveyard: &'a mut Graveyard,
     /// The group's own place among those of its core.
     pub(crate) place: usize,
     pub(crate) map: &'a ClusterMap,
@@ -141,6 +144,10 @@ pub(crate) struct Group {
     clock_proposed: (LogPosition, WallMillis),
     /// The term in which this replica led at its last turn.
     led: Option<Term>,
+    /// The last tick at which it did.
+    pub(crate) led_at: Option<u64>,
+    /// The newest clock entry left keys that are due.
+    pub(crate) is_behind_expiry: bool,
     /// What the core was told last about the leader.
     pub(crate) seen: Leadership,
     /// Whether it is in the core's list of groups to visit.
@@ -182,6 +189,8 @@ impl Group {
             applied,
             clock_proposed: (LogPosition::default(), WallMillis(0)),
             led: None,
+            led_at: None,
+            is_behind_expiry: false,
             seen: Leadership::default(),
             dirty: false,
         }
@@ -289,7 +298,17 @@ impl Group {
     /// Whether the next committed entry may be applied.
     pub(crate) fn can_apply(&self) -> bool {
         let placed = |next: &Committed| self.places.get(next.entry.position()).is_some();
-        !self.stalls.is_full() && self.queue.front().is_some_and(placed)
+        !self.stalls.is_full()
+            && self.queue.front().is_some_and(|next| placed(next) && !self.must_wait(next))
+    }
+
+    /// Whether an entry concerns all shards, and clients wait for what comes before it in some.
+    fn must_wait(&self, next: &Committed) -> bool {
+        !self.stalls.is_empty()
+            && self.stalls.have_tasks()
+            && next.entry.kind == EntryKind::Command
+            && op_of(next.entry.payload.bytes()) == Some(Op::Flush)
+            && !planted(Bug::FlushOvertakes)
     }
 
     /// Appends a write to the log and waits for its fate.
@@ -312,6 +331,9 @@ impl Group {
 
     /// Starts a linearizable read at the leader, or at this follower.
     pub(crate) fn read(&mut self, task: Task) {
+        if crate::scan::is_unconfirmed_read(task.command.payload.bytes()) {
+            return self.warmed.push(task);
+        }
         let ordered = task.follows && !planted(Bug::PipelinedReadUnordered);
         let floor = if ordered && self.leads() { self.raft.last_index() } else { LogIndex::ZERO };
         self.reads.push(task, floor);
@@ -363,7 +385,10 @@ impl Group {
             return Some(index);
         }
         let slot = SlotId::new(0).expect("slot 0 exists");
-        let clock = Header::new(Op::Clock, slot, at).encode(&[]);
+        let due = self.store.shards_due(at.0).max(1);
+        let each = i64::try_from(SWEEP_KEYS.div_ceil(due)).expect("a small number");
+        let header = Header { expires_at: each, ..Header::new(Op::Clock, slot, at) };
+        let clock = header.encode(&[]);
         let position = self.raft.propose(clock.payload).ok()?;
         self.clock_proposed = (position, at);
         Some(position.index)

@@ -137,6 +137,18 @@ impl ClusterMap {
         self.group_of(self.shard_of(slot))
     }
 
+    /// The slots of a group. Panics if there is no such group.
+    pub fn slots_of(&self, group: GroupId) -> std::ops::Range<u16> {
+        assert!(group.get() < self.group_count, "group {} of {}", group.get(), self.group_count);
+        // The first shard with `shard * group_count / shard_count >= group`, and its first slot.
+        let start = |group: u64| {
+            let shard = (group * u64::from(self.shard_count)).div_ceil(self.group_count.into());
+            let slot = (shard * u64::from(crate::SLOT_COUNT)).div_ceil(self.shard_count.into());
+            u16::try_from(slot).expect("at most 16384")
+        };
+        start(group.get().into())..start(u64::from(group.get()) + 1)
+    }
+
     /// The core that hosts a group, the same number on each of its nodes.
     pub fn core_of(&self, group: GroupId) -> CoreId {
         CoreId((group.get() % u32::from(self.core_count)) as u16)
@@ -161,5 +173,30 @@ impl ClusterMap {
         self.nodes.iter().flat_map(|node| {
             (0..self.core_count).map(|core| CoreAddr { node: node.id, core: CoreId(core) })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::map_of;
+
+    /// Slots of groups are those of their shards, for even and odd counts.
+    #[test]
+    fn slots_of_groups_agree_with_the_groups_of_slots() {
+        for (shards, groups) in [(1, 1), (16, 4), (10, 3), (1000, 7), (1024, 6), (16384, 1000)] {
+            let map = map_of(3, 1, shards, groups);
+            let mut next = 0;
+            for group in (0..groups).map(GroupId::new) {
+                let slots = map.slots_of(group);
+                assert_eq!(slots.start, next, "{shards} shards, {groups} groups");
+                next = slots.end;
+                for slot in slots {
+                    let slot = SlotId::new(slot).unwrap();
+                    assert_eq!(map.group_of_slot(slot), group, "{shards} shards");
+                }
+            }
+            assert_eq!(next, crate::SLOT_COUNT);
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::{Core, ShardId};
 /// A command that was handed to [`Core::handle`] and is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
-    shard: ShardId,
+    /// `None`: it concerns all of them.
+    shard: Option<ShardId>,
     access: Access,
     /// The term in which this core took it as leader, if it did.
     led: Option<Term>,
@@ -37,12 +38,17 @@ impl Core {
         command: &Command,
         unanswered: impl Iterator<Item = &'a Unanswered>,
     ) -> Order {
-        let shard = self.config.map.shard_of(command.slot);
+        let shard = self.shard_of(command);
         let mut order = Order::Free;
-        for earlier in unanswered.filter(|earlier| earlier.shard == shard) {
+        let concerns = |earlier: &&Unanswered| {
+            shard.is_none() || earlier.shard.is_none() || earlier.shard == shard
+        };
+        for earlier in unanswered.filter(concerns) {
             // Reads do not go through the log: one that waits could see a later write.
             let overtakes = earlier.access == Access::Read && command.access == Access::Write;
-            if overtakes || earlier.led.is_none() || earlier.led != self.led_term(command) {
+            let spans = shard.is_none() || earlier.shard.is_none();
+            if overtakes || spans || earlier.led.is_none() || earlier.led != self.led_term(command)
+            {
                 return Order::Waits;
             }
             order = Order::Follows;
@@ -52,8 +58,12 @@ impl Core {
 
     /// What to remember of a command until it is answered; asked before it is handed over.
     pub fn unanswered(&self, command: &Command) -> Unanswered {
-        let shard = self.config.map.shard_of(command.slot);
+        let shard = self.shard_of(command);
         Unanswered { shard, access: command.access, led: self.led_term(command) }
+    }
+
+    fn shard_of(&self, command: &Command) -> Option<ShardId> {
+        (!command.spans_groups()).then(|| self.config.map.shard_of(command.slot))
     }
 
     /// The term in which this core would take the command as leader.

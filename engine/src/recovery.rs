@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoints, ShardSnapshot, ShardSnapshots};
 use crate::group::GroupState;
 use crate::places::Places;
 use crate::snapshot::{Apart, Piece, PieceValue, Thawing};
-use crate::store::{Shard, Store, shards_of};
+use crate::store::{Graveyard, Shard, Store, shards_of};
 use crate::{ClusterMap, CoreAddr, ShardId};
 
 /// Newest entries kept in memory at the start, over all groups of the core: as much as consensus
@@ -248,7 +248,8 @@ impl Recovery {
             if let Some(place) = store.place_of(id) {
                 snapshots[place] = found.snapshots;
             }
-            store.replace_shard(found.shard);
+            // There was nothing before.
+            store.replace_shard(found.shard, &mut Graveyard::default());
         }
         let recovered = Recovered {
             hard_state: group.hard_state,

@@ -2,7 +2,7 @@
 
 use coracle_raft::{Bug, GroupId, NodeId, ProposeError, Term, planted};
 
-use crate::command::encoding::{View, restamped};
+use crate::command::encoding::{Op, View, restamped};
 use crate::command::{Access, KEY_BYTES_MAX};
 use crate::core::{Core, LeaderHint};
 use crate::task::{
@@ -31,7 +31,7 @@ impl Core {
             task.command = restamped(&task.command, self.now);
         }
         let group = self.config.map.group_of_slot(task.command.slot);
-        if matches!(task.origin, Origin::Client(_)) && self.parked.holds(group) {
+        if !matches!(task.origin, Origin::Forwarded { .. }) && self.parked.holds(group) {
             return self.park(group, task);
         }
         let Some(place) = self.place(group) else { return self.elsewhere(group, None, task) };
@@ -82,11 +82,14 @@ impl Core {
 
     /// Refuses what no store may see, whoever sent it.
     fn check(&self, task: &Task, view: &View<'_>) -> Option<Reply> {
+        let as_said = view.slot == task.command.slot && view.op.access() == task.command.access;
+        if view.op.spans_group() && view.op != Op::Keys {
+            return (!as_said).then(|| Reply::error("ERR malformed command"));
+        }
         let Some(first) = view.keys().next() else {
             return Some(Reply::error("ERR the command has no key"));
         };
-        let honest = view.slot == task.command.slot
-            && view.op.access() == task.command.access
+        let honest = as_said
             && (matches!(task.origin, Origin::Client(_)) || view.slot == SlotId::of_key(first));
         if !honest || first.len() > KEY_BYTES_MAX {
             return Some(Reply::error("ERR malformed command"));

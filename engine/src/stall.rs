@@ -18,7 +18,7 @@ pub(crate) enum Stalled {
     /// A command of the log.
     Write { entry: Entry, place: Place, clock: u64, task: Option<Task> },
     /// A clock entry.
-    Sweep { index: LogIndex, clock: u64 },
+    Sweep { index: LogIndex, clock: u64, max: usize },
     /// A check at this entry.
     Check { index: LogIndex },
     /// A read that must see what is before it.
@@ -55,6 +55,21 @@ impl Stalls {
 
     pub(crate) fn holds(&self, shard: usize) -> bool {
         self.lines.contains_key(&shard)
+    }
+
+    /// One of the waiting shards.
+    pub(crate) fn any(&self) -> Option<usize> {
+        self.lines.keys().next().copied()
+    }
+
+    /// Whether a client waits for anything in any line.
+    pub(crate) fn have_tasks(&self) -> bool {
+        let waits = |stalled: &Stalled| match stalled {
+            Stalled::Write { task, .. } => task.is_some(),
+            Stalled::Read(_) => true,
+            Stalled::Sweep { .. } | Stalled::Check { .. } => false,
+        };
+        self.lines.values().any(|line| line.queue.iter().any(waits))
     }
 
     pub(crate) const fn is_full(&self) -> bool {

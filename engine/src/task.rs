@@ -1,6 +1,6 @@
 //! A command on its way: who asked, until when, and the answers that stand for "not done".
 
-use coracle_raft::{Bug, NodeId, Payload, Place, planted};
+use coracle_raft::{Bug, GroupId, NodeId, Payload, Place, planted};
 
 use crate::command::Command;
 use crate::{CoreAddr, ReadMode, Reply, Token, Via, WallMillis};
@@ -12,6 +12,8 @@ pub(crate) enum Origin {
     Client(Token),
     /// Another core; `link` tells its links apart, so that no answer goes to its next life.
     Forwarded { from: CoreAddr, id: u64, link: u32 },
+    /// A command of this core on the whole keyspace, of which this is one group's part.
+    Part { id: u64, group: GroupId },
 }
 
 /// A command that has not been answered.

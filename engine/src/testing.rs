@@ -507,7 +507,7 @@ impl Cluster {
             let Some(core) = &mut machine.core else { return };
             let room = machine.writing < BATCHES_IN_FLIGHT_MAX;
             let mode = if room { Drain::All } else { Drain::Urgent };
-            if !core.has_pending(mode) {
+            if !core.has_pending(mode) && !core.is_dropping() {
                 return;
             }
             core.drain(mode, &mut machine.effects);

@@ -329,7 +329,7 @@ impl Group {
         let Some(place) = self.store.place_of(thawed.id) else { return };
         let index = thawed.base.index;
         if index > self.applied && self.store.shards()[place].base.index <= index {
-            self.store.replace_shard(thawed);
+            self.store.replace_shard(thawed, turn.graveyard);
             self.drop_line(place, turn.out, turn.tally);
             self.dirty_keys.retain(|(shard, _)| *shard != place);
         }

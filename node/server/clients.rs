@@ -354,7 +354,7 @@ fn execute(connection: &mut Connection, args: &[&[u8]], context: &mut Context<'_
         return connection.answer(command::unknown_command(args));
     };
     connection.session.note(spec.name, context.now);
-    if connection.session.authenticated && spec.scope == Scope::Data {
+    if connection.session.authenticated && spec.scope != Scope::Node {
         return execute_data(connection, spec, args, context);
     }
     if !connection.session.authenticated && !node_commands::allowed_before_auth(spec) {

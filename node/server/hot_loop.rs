@@ -31,6 +31,9 @@ const EVENTS_TURN_MAX: usize = 16;
 const MAILBOX_TURN_MAX: usize = 4096;
 /// Ticks a peer has to say hello.
 const HELLO_TICKS: u32 = 200;
+/// Between turns in which nothing is to be done but to drop flushed keys: what shares the CPU gets
+/// most of it.
+const DROP_PAUSE: Duration = Duration::from_micros(400);
 /// Connections of peers that may be open: every core of every node twice, for reconnects.
 const PEERS_IN_SPARE: usize = 16;
 
@@ -149,6 +152,9 @@ impl HotLoop {
             && let Some(seal) = self.storage.may_seal_at()
         {
             deadline = deadline.min(seal);
+        }
+        if self.core.is_dropping() {
+            deadline = deadline.min(now + DROP_PAUSE);
         }
         deadline.saturating_duration_since(now)
     }

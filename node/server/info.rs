@@ -64,7 +64,8 @@ impl ProcessUse {
 }
 
 impl NodeStats {
-    /// Keys that a connection is told of: see `DBSIZE`.
+    /// Keys that a connection is told of: on a core's port those that the core leads, on the plain
+    /// port those that this node has.
     pub(super) fn keys_for(&self, via: Via, core: CoreId) -> u64 {
         match via {
             Via::Core => self.cores.get(usize::from(core.0)).map_or(0, |core| core.keys_led),
@@ -298,7 +299,6 @@ fn cluster(w: &mut Writer<'_>) {
     }
 }
 
-/// The same keys that `DBSIZE` counts on this connection.
 fn keyspace(w: &mut Writer<'_>) {
     let keys = w.stats.keys_for(w.session.via, w.view.me.core);
     if keys > 0 {

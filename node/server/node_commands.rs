@@ -123,7 +123,6 @@ fn answer(spec: &'static Spec, args: &[&[u8]], session: &mut Session, view: &Vie
             Reply::OK
         }
         CommandId::Asking => Reply::OK,
-        CommandId::DbSize => db_size(session, view),
         CommandId::Time => time(view.now),
         CommandId::Wait => wait(&args[1..], view),
         _ => Reply::error(format!("ERR '{}' is not answered by a node", spec.name)),
@@ -240,14 +239,6 @@ fn select(index: &[u8]) -> Reply {
         Some(_) => Reply::error("ERR SELECT is not allowed in cluster mode"),
         None => Reply::error("ERR value is not an integer or out of range"),
     }
-}
-
-/// On a core's port the keys this core leads, so that the sum over all endpoints is exact; on the
-/// plain port those of all groups with a replica on this node, which is everything as long as the
-/// cluster has no more nodes than a group has replicas. Cores publish their numbers once per tick,
-/// so a write that was just acknowledged may not be counted yet.
-fn db_size(session: &Session, view: &View<'_>) -> Reply {
-    number((view.stats)().keys_for(session.via, view.me.core))
 }
 
 fn time(now: WallMillis) -> Reply {

@@ -121,6 +121,22 @@ bugs! {
         "After a restart entries that a checkpoint holds already are applied again (etcd#13766).";
     ExpiryByWallClock "expiry-by-wall-clock"
         "Keys expire by each replica's wall clock, not by the time in the log (DESIGN, \"Time\").";
+    FlushForgetsExpiry "flush-forgets-expiry"
+        "A flush drops the keys, but not when they were to expire (Redis, \"FLUSHALL\").";
+    FlushAppliedTwice "flush-applied-twice"
+        "After a restart a flush is applied again to a shard whose checkpoint is newer \
+         (etcd#13766).";
+    FlushSparesShard "flush-spares-shard"
+        "A flush leaves out the last shard of its group (Redis, \"FLUSHALL\").";
+    FlushOvertakes "flush-overtakes"
+        "A flush does not wait for commands before it that wait for a value (Raft paper §5.3, \
+         entries are applied in log order).";
+    ScanInTableOrder "scan-in-table-order"
+        "The cursor of a scan counts places of a hash table, and keys are missed when it grows \
+         (Redis, \"SCAN\", guarantees).";
+    ScanUnconfirmed "scan-unconfirmed"
+        "A scan is answered by a replica that has not made sure that it leads (thesis §6.4, step \
+         3).";
     CheckpointLacksExpiries "checkpoint-lacks-expiries"
         "A checkpoint leaves out when keys expire (Raft paper §7: a snapshot is the whole state).";
     CheckpointIndexTooHigh "checkpoint-index-too-high"

@@ -1,8 +1,8 @@
 //! From a client's arguments to a [`Command`]: everything that can be refused without looking
 //! at the store is refused here, with Redis' own words.
 
-use super::encoding::{HEADER_BYTES, Header, Op, expire, set, ttl};
-use super::{Command, CommandId, Scope, Spec, lookup};
+use super::encoding::{HEADER_BYTES, Header, Op, expire, getex, set, ttl};
+use super::{Command, CommandId, Scope, Spec, decimal, keyspace, lookup};
 use crate::{Reply, SlotId, WallMillis};
 
 /// Longest key in bytes.
@@ -15,7 +15,8 @@ pub const COMMAND_BYTES_MAX: usize = VALUE_BYTES_MAX + 1024 * 1024;
 
 pub(crate) const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 pub(crate) const TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
-const SYNTAX: &str = "ERR syntax error";
+pub(crate) const NOT_A_FLOAT: &str = "ERR value is not a valid float";
+pub(super) const SYNTAX: &str = "ERR syntax error";
 
 /// Decodes a command on keys. `args[0]` is its name; `at` is the time it arrived.
 ///
@@ -34,6 +35,9 @@ pub fn decode_spec(spec: &Spec, args: &[&[u8]], at: WallMillis) -> Result<Comman
     }
     if spec.scope == Scope::Node {
         return Err(Reply::error(format!("ERR '{}' has no keys", spec.name)));
+    }
+    if spec.scope == Scope::Keyspace {
+        return keyspace::decode(spec, args, at);
     }
     check_sizes(spec, args)?;
     let key = args[1];
@@ -62,9 +66,16 @@ pub fn decode_spec(spec: &Spec, args: &[&[u8]], at: WallMillis) -> Result<Comman
                 .ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
             Ok(header(Op::IncrBy).encode(&[key, &delta.to_le_bytes()]))
         }
+        CommandId::IncrByFloat => decimal::Decimal::parse(args[2])
+            .map(|_| header(Op::IncrByFloat).encode(&args[1..]))
+            .ok_or_else(|| Reply::error(NOT_A_FLOAT)),
         CommandId::MGet => plain(Op::MGet),
-        CommandId::MSet if args.len().is_multiple_of(2) => Err(wrong_arity(spec)),
+        CommandId::MSet | CommandId::MSetNx if args.len().is_multiple_of(2) => {
+            Err(wrong_arity(spec))
+        }
         CommandId::MSet => plain(Op::MSet),
+        CommandId::MSetNx => plain(Op::MSetNx),
+        CommandId::GetEx => decode_getex(spec, args, at),
         CommandId::GetRange | CommandId::SubStr => {
             let (start, end) = (integer(args[2])?, integer(args[3])?);
             Ok(header(Op::GetRange).encode(&[key, &start.to_le_bytes(), &end.to_le_bytes()]))
@@ -101,8 +112,13 @@ pub fn decode_spec(spec: &Spec, args: &[&[u8]], at: WallMillis) -> Result<Comman
         | CommandId::ReadWrite
         | CommandId::Asking
         | CommandId::DbSize
+        | CommandId::FlushAll
+        | CommandId::FlushDb
+        | CommandId::Keys
+        | CommandId::RandomKey
+        | CommandId::Scan
         | CommandId::Time
-        | CommandId::Wait => unreachable!("{} is of node scope, refused above", spec.name),
+        | CommandId::Wait => unreachable!("{} names no key, see above", spec.name),
     }
 }
 
@@ -242,6 +258,26 @@ fn decode_set(spec: &Spec, args: &[&[u8]], mut header: Header) -> Result<Command
         header.expires_at = positive_expiry(spec, number, unit_ms, relative_to)?;
     }
     Ok(header.encode(&args[1..3]))
+}
+
+/// `GETEX key [EX s | PX ms | EXAT s | PXAT ms | PERSIST]`.
+fn decode_getex(spec: &Spec, args: &[&[u8]], at: WallMillis) -> Result<Command, Reply> {
+    let header = |op| Header::new(op, SlotId::of_key(args[1]), at);
+    let is = |name: &[u8]| args[2].eq_ignore_ascii_case(name);
+    let (unit_ms, relative_to) = match args.len() {
+        // Nothing is changed.
+        2 => return Ok(header(Op::Get).encode(&args[1..2])),
+        3 if is(b"persist") => {
+            return Ok(with_flags(header(Op::GetEx), getex::PERSIST).encode(&args[1..2]));
+        }
+        4 if is(b"ex") => (1000, Some(at)),
+        4 if is(b"px") => (1, Some(at)),
+        4 if is(b"exat") => (1000, None),
+        4 if is(b"pxat") => (1, None),
+        _ => return Err(Reply::error(SYNTAX)),
+    };
+    let expires_at = positive_expiry(spec, args[3], unit_ms, relative_to)?;
+    Ok(Header { expires_at, ..header(Op::GetEx) }.encode(&args[1..2]))
 }
 
 /// `SETEX key seconds value`.

@@ -39,6 +39,18 @@ pub(crate) mod expire {
     pub(crate) const LT: u8 = 8;
 }
 
+/// Flags of [`Op::GetEx`].
+pub(crate) mod getex {
+    /// Take the expiry away.
+    pub(crate) const PERSIST: u8 = 1;
+}
+
+/// Flags of [`Op::Scan`].
+pub(crate) mod scan {
+    /// No key can be meant: of another type than there is.
+    pub(crate) const NOTHING: u8 = 1;
+}
+
 /// Flags of [`Op::Ttl`].
 pub(crate) mod ttl {
     /// In milliseconds instead of seconds.
@@ -117,10 +129,28 @@ ops! {
     Persist = 15 Write args 1..=1,
     /// `key`.
     Type = 16 Read args 1..=1,
-    /// Nothing but its stamp: moves a group's log clock so that keys expire.
+    /// Moves a group's log clock and removes keys that are due, in place of the expiry: at most so
+    /// many from each shard.
     Clock = 17 Write args 0..=0,
     /// Nothing at all: every replica tells the others what it holds right after this entry.
     Check = 18 Write args 0..=0,
+    /// `position count [pattern]`, the numbers as 8 bytes each: keys of a group's slots from this
+    /// slot and position on.
+    Scan = 19 Read args 2..=3,
+    /// How many keys a group has.
+    Size = 20 Read args 0..=0,
+    /// `dice`, 8 bytes that choose one key of a group.
+    RandomKey = 21 Read args 1..=1,
+    /// Forgets all keys of a group.
+    Flush = 22 Write args 0..=0,
+    /// `pattern`: the keys of all groups. Only as a client's command, never in one group.
+    Keys = 23 Read args 1..=1,
+    /// `key`, with flags and expiry.
+    GetEx = 24 Write args 1..=1,
+    /// `key value …`.
+    MSetNx = 25 Write args 2..=u32::MAX,
+    /// `key increment`, the increment as text.
+    IncrByFloat = 26 Write args 2..=2,
 }
 
 impl Op {
@@ -128,14 +158,28 @@ impl Op {
     const fn key_step(self) -> usize {
         match self {
             Self::Del | Self::Exists | Self::MGet => 1,
-            Self::MSet => 2,
+            Self::MSet | Self::MSetNx => 2,
             _ => 0,
         }
     }
 
+    /// Whether it concerns a whole group, not some keys.
+    pub(crate) const fn spans_group(self) -> bool {
+        matches!(self, Self::Scan | Self::Size | Self::RandomKey | Self::Flush | Self::Keys)
+    }
+
     /// Whether applying it can make the store larger.
     pub(crate) const fn adds_memory(self) -> bool {
-        matches!(self, Self::Set | Self::Append | Self::IncrBy | Self::MSet | Self::SetRange)
+        matches!(
+            self,
+            Self::Set
+                | Self::Append
+                | Self::IncrBy
+                | Self::IncrByFloat
+                | Self::MSet
+                | Self::MSetNx
+                | Self::SetRange
+        )
     }
 }
 
@@ -203,6 +247,11 @@ pub(crate) fn restamped(command: &Command, at: WallMillis) -> Command {
     Command { payload: Payload::new(bytes, checksum), ..command.clone() }
 }
 
+/// The operation of an encoded command, nothing else of which is looked at.
+pub(crate) fn op_of(bytes: &[u8]) -> Option<Op> {
+    Op::from_code(*bytes.first()?)
+}
+
 fn narrow(n: usize) -> u32 {
     u32::try_from(n).expect("commands are limited to far below 4 GiB")
 }
@@ -244,7 +293,7 @@ impl<'a> View<'a> {
         let word = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let count = u32::from_le_bytes(header[4..8].try_into().ok()?);
         let (min, max) = op.arity();
-        if count < min || count > max || (op == Op::MSet && count % 2 != 0) {
+        if count < min || count > max || (op.key_step() == 2 && count % 2 != 0) {
             return None;
         }
         let view = Self {
@@ -264,6 +313,8 @@ impl<'a> View<'a> {
             Op::IncrBy => view.arg(1).len() == 8,
             Op::GetRange => view.arg(1).len() == 8 && view.arg(2).len() == 8,
             Op::SetRange => view.arg(1).len() == 8,
+            Op::Scan => view.arg(0).len() == 8 && view.arg(1).len() == 8,
+            Op::RandomKey => view.arg(0).len() == 8,
             _ => true,
         };
         (rest.is_empty() && numbers_fit).then_some(view)
@@ -284,6 +335,11 @@ impl<'a> View<'a> {
     /// Argument `n` as a range of the encoding.
     pub(crate) fn range(&self, n: usize) -> (usize, usize) {
         self.ranges().nth(n).expect("the argument count was checked by parse")
+    }
+
+    /// How many arguments there are.
+    pub(crate) const fn arg_count(&self) -> usize {
+        self.count as usize
     }
 
     /// Argument `n`.
@@ -307,6 +363,7 @@ impl<'a> View<'a> {
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
         let (step, take) = match self.op.key_step() {
+            0 if self.op.spans_group() => (1, 0),
             0 => (1, 1),
             step => (step, usize::MAX),
         };
@@ -357,6 +414,18 @@ mod tests {
             prop_assert_eq!(View::parse(later.payload.bytes()).unwrap().at.0, 9);
         }
 
+        /// Commands on whole groups have no keys.
+        #[test]
+        fn commands_on_groups_have_no_keys(position: i64, count: i64, pattern: Vec<u8>) {
+            let args = [&position.to_le_bytes()[..], &count.to_le_bytes(), &pattern];
+            let command = Header::new(Op::Scan, slot(), WallMillis(1)).encode(&args);
+            prop_assert!(command.spans_groups());
+            let view = View::parse(command.payload.bytes()).unwrap();
+            prop_assert_eq!(view.keys().count(), 0);
+            prop_assert_eq!((view.number(0), view.number(1)), (position, count));
+            prop_assert_eq!((view.arg_count(), view.arg(2)), (3, &pattern[..]));
+        }
+
         /// No bytes make the parser panic, nor the accessors of what it accepts.
         #[test]
         fn parse_never_panics(mut bytes: Vec<u8>, flip in 0usize..64, with: u8) {
@@ -365,7 +434,7 @@ mod tests {
             let mut mutated = good.payload.bytes().to_vec();
             let at = flip % mutated.len();
             mutated[at] = with;
-            bytes.insert(0, with % 20);
+            bytes.insert(0, with % 28);
             for input in [&bytes, &mutated] {
                 if let Some(view) = View::parse(input) {
                     prop_assert!(view.ranges().all(|(start, end)| start <= end));

@@ -1,9 +1,11 @@
 //! Commands: one static table for dispatch, arity, key positions and documentation; the decoder
 //! from client arguments; the encoding that goes through the log.
 
+pub(crate) mod decimal;
 mod decode;
 pub mod docs;
 pub(crate) mod encoding;
+mod keyspace;
 mod table;
 
 use coracle_raft::Payload;
@@ -12,7 +14,7 @@ pub use decode::{
     COMMAND_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, decode, decode_spec, parse_integer,
     unknown_command, wrong_arity,
 };
-pub(crate) use decode::{NOT_AN_INTEGER, TOO_LONG};
+pub(crate) use decode::{NOT_A_FLOAT, NOT_AN_INTEGER, TOO_LONG};
 pub use table::{CommandId, SPECS, Scope, Spec, lookup};
 
 use crate::SlotId;
@@ -36,4 +38,11 @@ pub struct Command {
     pub access: Access,
     /// Operation and arguments in this crate's encoding.
     pub payload: Payload,
+}
+
+impl Command {
+    /// Whether it concerns all keys of all groups, wherever they are, instead of some.
+    pub fn spans_groups(&self) -> bool {
+        encoding::op_of(self.payload.bytes()).is_some_and(encoding::Op::spans_group)
+    }
 }

@@ -8,6 +8,8 @@ pub enum Scope {
     Node,
     /// The core that leads its keys' group, through the engine.
     Data,
+    /// The leaders of all groups, through the engine; it names no key.
+    Keyspace,
 }
 
 /// One command: how it is called, routed and documented.
@@ -172,11 +174,36 @@ commands! {
         flags["fast"] acl["@fast" "@connection"] tips[]
         "cluster" "3.0.0" ""
         "Accepted for compatibility; slots never redirect with ASK.";
-    DbSize "dbsize" 1 Node keys(0, 0, 0)
+    DbSize "dbsize" 1 Keyspace keys(0, 0, 0)
         flags["readonly" "fast"] acl["@keyspace" "@read" "@fast"]
         tips["request_policy:all_shards" "response_policy:agg_sum"]
         "server" "1.0.0" ""
-        "Returns the number of keys, as counted at most one tick ago.";
+        "Returns the number of keys.";
+    FlushAll "flushall" -1 Keyspace keys(0, 0, 0)
+        flags["write"] acl["@keyspace" "@write" "@slow" "@dangerous"]
+        tips["request_policy:all_shards" "response_policy:all_succeeded"]
+        "server" "1.0.0" "[ASYNC | SYNC]"
+        "Removes all keys, atomically within each group.";
+    FlushDb "flushdb" -1 Keyspace keys(0, 0, 0)
+        flags["write"] acl["@keyspace" "@write" "@slow" "@dangerous"]
+        tips["request_policy:all_shards" "response_policy:all_succeeded"]
+        "server" "1.0.0" "[ASYNC | SYNC]"
+        "Removes all keys, like FLUSHALL: there is one database.";
+    Keys "keys" 2 Keyspace keys(0, 0, 0)
+        flags["readonly"] acl["@keyspace" "@read" "@slow" "@dangerous"]
+        tips["request_policy:all_shards" "nondeterministic_output_order"]
+        "generic" "1.0.0" "pattern"
+        "Returns all key names that match a pattern, if they are not too many.";
+    RandomKey "randomkey" 1 Keyspace keys(0, 0, 0)
+        flags["readonly"] acl["@keyspace" "@read" "@slow"]
+        tips["request_policy:all_shards" "response_policy:special" "nondeterministic_output"]
+        "generic" "1.0.0" ""
+        "Returns a random key name.";
+    Scan "scan" -2 Keyspace keys(0, 0, 0)
+        flags["readonly"] acl["@keyspace" "@read" "@slow"]
+        tips["nondeterministic_output" "request_policy:special" "response_policy:special"]
+        "generic" "2.8.0" "cursor [MATCH pattern] [COUNT count] [TYPE type]"
+        "Iterates over the key names.";
     Time "time" 1 Node keys(0, 0, 0)
         flags["loading" "stale" "fast"] acl["@fast"] tips["nondeterministic_output"]
         "server" "2.6.0" ""
@@ -226,6 +253,10 @@ commands! {
         flags["write" "denyoom" "fast"] acl["@write" "@string" "@fast"] tips[]
         "string" "1.0.0" "key decrement"
         "Decrements the integer value of a key by a number. Uses 0 as initial value.";
+    IncrByFloat "incrbyfloat" 3 Data keys(1, 1, 1)
+        flags["write" "denyoom" "fast"] acl["@write" "@string" "@fast"] tips[]
+        "string" "2.6.0" "key increment"
+        "Adds a decimal number to the value of a key. Uses 0 as initial value.";
     MGet "mget" -2 Data keys(1, -1, 1)
         flags["readonly" "fast"] acl["@read" "@string" "@fast"] tips["request_policy:multi_shard"]
         "string" "1.0.0" "key [key ...]"
@@ -235,6 +266,10 @@ commands! {
         tips["request_policy:multi_shard" "response_policy:all_succeeded"]
         "string" "1.0.1" "key value [key value ...]"
         "Atomically creates or modifies the string values of one or more keys of one shard.";
+    MSetNx "msetnx" -3 Data keys(1, -1, 2)
+        flags["write" "denyoom"] acl["@write" "@string" "@slow"] tips[]
+        "string" "1.0.1" "key value [key value ...]"
+        "Atomically creates one or more keys of one shard only when none of them exists.";
     GetRange "getrange" 4 Data keys(1, 1, 1)
         flags["readonly"] acl["@read" "@string" "@slow"] tips[]
         "string" "2.4.0" "key start end"
@@ -251,6 +286,10 @@ commands! {
         flags["write" "fast"] acl["@write" "@string" "@fast"] tips[]
         "string" "6.2.0" "key"
         "Returns the string value of a key and deletes the key.";
+    GetEx "getex" -2 Data keys(1, 1, 1)
+        flags["write" "fast"] acl["@write" "@string" "@fast"] tips[]
+        "string" "6.2.0" "key [EX s | PX ms | EXAT unix-s | PXAT unix-ms | PERSIST]"
+        "Returns the string value of a key after setting its expiration time.";
     GetSet "getset" 3 Data keys(1, 1, 1)
         flags["write" "denyoom" "fast"] acl["@write" "@string" "@fast"] tips[]
         "string" "1.0.0" "key value"
@@ -396,7 +435,7 @@ mod tests {
             }
         }
         let long = [b'g'; 4096];
-        for name in [&b""[..], b"ge", b"gett", b"\x47\x45\x14", b"flushall", &long] {
+        for name in [&b""[..], b"ge", b"gett", b"\x47\x45\x14", b"flushal", &long] {
             assert!(lookup(name).is_none(), "{name:?}");
         }
     }
@@ -409,7 +448,7 @@ mod tests {
             assert_eq!(name, name.to_lowercase(), "names are lower case");
             assert_ne!(spec.arity, 0, "{name}");
             assert_eq!(spec.scope == Scope::Data, spec.first_key > 0, "{name}: keys mean data");
-            if spec.scope == Scope::Data {
+            if spec.scope != Scope::Node {
                 assert_ne!(spec.has_flag("write"), spec.has_flag("readonly"), "{name}");
                 assert_eq!(spec.has_flag("write"), spec.acl.contains(&"@write"), "{name}");
                 assert!(!spec.has_flag("denyoom") || spec.has_flag("write"), "{name}");

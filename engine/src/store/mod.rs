@@ -6,22 +6,23 @@
 //! every replica; it leaves memory a little later, by a rule that depends on the log alone.
 
 mod digest;
+mod graveyard;
 mod item;
 mod live;
 mod shard;
+mod table;
 mod warm;
 
 use ahash::RandomState;
 use coracle_raft::{Bug, GroupId, LogIndex, planted};
 
 pub(crate) use self::digest::item_digest;
+pub(crate) use self::graveyard::Graveyard;
 pub(crate) use self::item::{Item, Key, Located, SMALL_VALUE_BYTES, Value};
 pub(crate) use self::shard::{Shard, Totals};
+pub(crate) use self::table::POSITION_BITS;
 pub(crate) use self::warm::WARM_KEYS;
 use crate::{ClusterMap, SLOT_COUNT, ShardId, SlotId};
-
-/// Due keys removed by a clock entry from each shard.
-const SWEEP_KEYS_PER_CLOCK: usize = 64;
 
 /// The keys of one group.
 #[derive(Debug)]
@@ -83,14 +84,45 @@ impl Store {
         &self.shards
     }
 
-    /// What a clock entry at `index` does to one shard: removes due keys, unless the shard has
-    /// got the effect of this entry already.
-    pub(crate) fn sweep(&mut self, place: usize, index: LogIndex, clock: u64) {
+    /// What a clock entry at `index` does to one shard: removes up to `max` due keys, unless the
+    /// shard has got the effect of this entry already.
+    pub(crate) fn sweep(&mut self, place: usize, index: LogIndex, clock: u64, max: usize) {
         self.change(place, |shard| {
             if index > shard.base.index {
-                shard.sweep(clock, SWEEP_KEYS_PER_CLOCK);
+                shard.sweep(clock, max);
             }
         });
+    }
+
+    /// What a flush at `index` does: forgets every key of every shard that has not got its effect
+    /// already. Takes time in proportion to the slots, not to the keys.
+    pub(crate) fn flush(&mut self, index: LogIndex, graveyard: &mut Graveyard) {
+        let spared = usize::from(planted(Bug::FlushSparesShard));
+        for place in 0..self.shards.len() - spared {
+            self.change(place, |shard| {
+                if index > shard.base.index || planted(Bug::FlushAppliedTwice) {
+                    shard.flush(graveyard);
+                }
+            });
+        }
+    }
+
+    /// Shards with keys that are due.
+    pub(crate) fn shards_due(&self, now: u64) -> usize {
+        let due = |shard: &&Shard| shard.expiry().next().is_some_and(|at| at <= now);
+        self.shards.iter().filter(due).count()
+    }
+
+    /// The item of this number, in any order that lasts until something changes.
+    pub(crate) fn nth(&self, mut number: usize) -> Option<&Item> {
+        for shard in &self.shards {
+            let count = shard.totals().keys;
+            if number < count {
+                return shard.nth(number);
+            }
+            number -= count;
+        }
+        None
     }
 
     /// Up to `max` live keys of a slot, in any order.
@@ -144,13 +176,13 @@ impl Store {
 
     /// Puts a shard filled from a snapshot in place of the one with the same number.
     /// Returns false if this store has no such shard.
-    pub(crate) fn replace_shard(&mut self, mut shard: Shard) -> bool {
+    pub(crate) fn replace_shard(&mut self, mut shard: Shard, graveyard: &mut Graveyard) -> bool {
         let Some(place) = self.place_of(shard.id) else { return false };
         self.change(place, |old| {
             if planted(Bug::SnapshotKeepsOldKeys) {
                 shard.keep_keys_of(old);
             }
-            *old = shard;
+            std::mem::replace(old, shard).flush(graveyard);
         });
         true
     }
@@ -234,7 +266,7 @@ mod tests {
         assert_eq!((store.totals().dirty, store.totals().data), (0, 101), "only moved");
         assert_eq!((store.oldest_live(), store.live_bytes() > 100), (Some(4), true));
         store.advance_clock(70);
-        store.sweep(place, LogIndex::new(1), 70);
+        store.sweep(place, LogIndex::new(1), 70, 64);
         assert_eq!(store.totals(), Totals { expired: 1, ..Totals::default() });
         assert_eq!((store.keys_in_slot(slot), store.oldest_live()), (0, None));
         assert_eq!((store.next_expiry(), store.digest()), (None, 0));

@@ -4,14 +4,14 @@
 use std::mem;
 
 use ahash::RandomState;
-use coracle_raft::LogPosition;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
+use coracle_raft::{Bug, LogPosition, planted};
 
 use super::digest::item_digest;
+use super::graveyard::Graveyard;
 use super::item::{Item, Key};
 use super::live::LiveBytes;
 use super::slots_of;
+use super::table::SlotTable;
 use super::warm::Probe;
 use crate::expiry::ExpiryIndex;
 use crate::{ClusterMap, ShardId, SlotId};
@@ -65,7 +65,7 @@ impl Totals {
         self.expired += after.expired.saturating_sub(before.expired);
     }
 
-    fn of(item: &Item) -> Self {
+    pub(crate) fn of(item: &Item) -> Self {
         let (key, value) = (item.key.bytes().len(), &item.value);
         let expiry = if item.expires_at == 0 { 0 } else { EXPIRY_BYTES + key };
         let memory = ITEM_BYTES + Key::heap_bytes(key) + value.memory_bytes() + expiry;
@@ -78,7 +78,7 @@ impl Totals {
 #[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) id: ShardId,
-    slots: Vec<HashTable<Box<Item>>>,
+    slots: Vec<SlotTable>,
     first_slot: u16,
     hasher: RandomState,
     expiry: ExpiryIndex,
@@ -98,7 +98,7 @@ impl Shard {
         Self {
             id,
             first_slot: slots.start,
-            slots: slots.map(|_| HashTable::new()).collect(),
+            slots: slots.map(|_| SlotTable::default()).collect(),
             hasher,
             expiry: ExpiryIndex::default(),
             live: LiveBytes::default(),
@@ -116,7 +116,7 @@ impl Shard {
         let each = each + each.isqrt() * 2;
         let hasher = &self.hasher;
         for table in &mut self.slots {
-            table.reserve(each, |held| hasher.hash_one(held.key.bytes()));
+            table.reserve(each, hasher);
         }
     }
 
@@ -128,14 +128,13 @@ impl Shard {
     /// What is kept for `key`, dead or not.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<&Item> {
         let table = self.slots.get(self.place(key)?)?;
-        let found = table.find(self.hasher.hash_one(key), |item| item.key.bytes() == key);
-        found.map(|item| &**item)
+        table.find(self.hasher.hash_one(key), key)
     }
 
     /// Where to look for a key of a slot.
     pub(super) fn probe(&self, slot: SlotId, key: &[u8]) -> Option<Probe<'_>> {
         let place = slot.get().checked_sub(self.first_slot)?;
-        let table = self.slots.get(usize::from(place))?;
+        let table = self.slots.get(usize::from(place))?.table(key);
         Some(Probe { table, hash: self.hasher.hash_one(key) })
     }
 
@@ -158,42 +157,32 @@ impl Shard {
         let (key, to) = (item.key.bytes(), item.expires_at);
         let table = self.place(key).and_then(|place| self.slots.get_mut(place));
         let table = table.expect("a key is put into the shard of its slot");
-        let hasher = &self.hasher;
-        let hash = hasher.hash_one(key);
         self.totals.add(&item);
         self.digest = self.digest.wrapping_add(item_digest(&item, to));
         if let Some(located) = item.value.located() {
             self.live.add(key.len(), &located);
         }
-        let same = table.entry(
-            hash,
-            |held| held.key.bytes() == item.key.bytes(),
-            |held| hasher.hash_one(held.key.bytes()),
-        );
-        match same {
-            Entry::Occupied(mut place) => {
-                let old = mem::replace(&mut **place.get_mut(), item);
-                self.forget(&old);
+        let expiring = (to != 0).then(|| Box::from(key));
+        let old = table.insert(item, &self.hasher);
+        match &old {
+            Some(old) => {
+                self.forget(old);
                 self.expiry.change(old.key.bytes(), old.expires_at, to);
-                Some(old)
             }
-            Entry::Vacant(place) => {
-                if to != 0 {
-                    self.expiry.change(item.key.bytes(), 0, to);
+            None => {
+                if let Some(key) = expiring {
+                    self.expiry.add(key, to);
                 }
-                place.insert(Box::new(item));
-                None
             }
         }
+        old
     }
 
     /// Takes an item out.
     pub(crate) fn remove(&mut self, key: &[u8]) -> Option<Item> {
         let place = self.place(key)?;
         let table = self.slots.get_mut(place)?;
-        let hash = self.hasher.hash_one(key);
-        let found = table.find_entry(hash, |item| item.key.bytes() == key).ok()?;
-        let (item, _) = found.remove();
+        let item = table.remove(key, &self.hasher)?;
         self.forget(&item);
         self.expiry.change(key, item.expires_at, 0);
         Some(*item)
@@ -212,7 +201,7 @@ impl Shard {
     pub(crate) fn update<R>(&mut self, key: &[u8], f: impl FnOnce(&mut Item) -> R) -> Option<R> {
         let place = self.place(key)?;
         let table = self.slots.get_mut(place)?;
-        let item = table.find_mut(self.hasher.hash_one(key), |item| item.key.bytes() == key)?;
+        let item = table.find_mut(self.hasher.hash_one(key), key)?;
         let (totals, live) = (&mut self.totals, &mut self.live);
         let from = item.expires_at;
         totals.subtract(item);
@@ -268,19 +257,48 @@ impl Shard {
     }
 
     pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.slots.iter().flat_map(HashTable::iter).map(|item| &**item)
+        self.slots.iter().flat_map(SlotTable::iter)
     }
 
     /// The items of one of its slots.
     pub(crate) fn items_of(&self, slot: SlotId) -> impl Iterator<Item = &Item> {
+        self.slot(slot).into_iter().flat_map(SlotTable::iter)
+    }
+
+    /// One of its slots.
+    pub(crate) fn slot(&self, slot: SlotId) -> Option<&SlotTable> {
         let place = slot.get().checked_sub(self.first_slot).map(usize::from);
-        let table = place.and_then(|place| self.slots.get(place));
-        table.into_iter().flat_map(HashTable::iter).map(|item| &**item)
+        place.and_then(|place| self.slots.get(place))
+    }
+
+    /// The item of this number, in any order that lasts until something changes.
+    pub(crate) fn nth(&self, mut number: usize) -> Option<&Item> {
+        for table in &self.slots {
+            let count = table.len();
+            if number < count {
+                return table.nth(number);
+            }
+            number -= count;
+        }
+        None
+    }
+
+    /// Forgets every key, and leaves what held them in the graveyard.
+    pub(crate) fn flush(&mut self, graveyard: &mut Graveyard) {
+        let expiry = if planted(Bug::FlushForgetsExpiry) {
+            ExpiryIndex::default()
+        } else {
+            mem::take(&mut self.expiry)
+        };
+        let Totals { memory, expired, .. } = self.totals;
+        graveyard.bury(self.slots.iter_mut().map(mem::take), expiry, memory);
+        self.live = LiveBytes::default();
+        self.digest = 0;
+        self.totals = Totals { expired, ..Totals::default() };
     }
 
     pub(crate) fn keys_in(&self, slot: SlotId) -> usize {
-        let place = slot.get().checked_sub(self.first_slot).map(usize::from);
-        place.and_then(|place| self.slots.get(place)).map_or(0, HashTable::len)
+        self.slot(slot).map_or(0, SlotTable::len)
     }
 
     /// Sum over all items of a hash of everything that replicas must agree on. It is kept up to

@@ -6,10 +6,9 @@
 
 use std::hint::black_box;
 
-use hashbrown::HashTable;
-
 use super::Store;
 use super::item::Item;
+use super::table::Table;
 use crate::SlotId;
 
 /// Keys that are looked for at once: what they touch must still be near when they are needed.
@@ -18,7 +17,7 @@ pub(crate) const WARM_KEYS: usize = 32;
 /// Where to look for a key, and what to look for there.
 #[derive(Clone, Copy)]
 pub(super) struct Probe<'a> {
-    pub(super) table: &'a HashTable<Box<Item>>,
+    pub(super) table: &'a Table,
     pub(super) hash: u64,
 }
 

@@ -90,6 +90,122 @@ fn set_conditions() {
 }
 
 #[test]
+fn getex_changes_when_a_key_expires() {
+    check(&[
+        ("GETEX k", "_"),
+        ("GETEX k EX 10", "_"),
+        ("TTL k", ":-2"),
+        ("SET k v", "+OK"),
+        ("GETEX k", "$v"),
+        ("TTL k", ":-1"),
+        ("GETEX k EX 10", "$v"),
+        ("TTL k", ":10"),
+        ("GETEX k px 1500", "$v"),
+        ("PTTL k", ":1500"),
+        ("GETEX k EXAT 1700000020", "$v"),
+        ("EXPIRETIME k", ":1700000020"),
+        ("GETEX k PERSIST", "$v"),
+        ("GETEX k PERSIST", "$v"),
+        ("TTL k", ":-1"),
+        ("GETEX k PXAT 1", "$v"),
+        ("GET k", "_"),
+        ("GETEX k EX", SYNTAX),
+        ("GETEX k EX 1 PERSIST", SYNTAX),
+        ("GETEX k KEEPTTL", SYNTAX),
+        ("GETEX k EX x", INTEGER),
+        ("GETEX k EX 0", "-ERR invalid expire time in 'getex' command"),
+    ]);
+}
+
+#[test]
+fn msetnx_is_all_or_nothing() {
+    check(&[
+        ("MSETNX a 1 b 2", ":1"),
+        ("MSETNX b 3 c 4", ":0"),
+        ("MGET a b c", "[$1 $2 _]"),
+        ("SET d v PX 10", "+OK"),
+        ("@10", ""),
+        ("MSETNX c 3 d 4", ":1"),
+        ("MGET c d", "[$3 $4]"),
+        ("MSETNX x", &format!("{ARITY} 'msetnx' command")),
+        ("MSETNX x 1 y", &format!("{ARITY} 'msetnx' command")),
+    ]);
+}
+
+#[test]
+fn incrbyfloat_adds_decimals() {
+    check(&[
+        ("INCRBYFLOAT f 10.50", "$10.5"),
+        ("INCRBYFLOAT f 0.1", "$10.6"),
+        ("INCRBYFLOAT f -5", "$5.6"),
+        ("INCRBYFLOAT f 5.0e3", "$5005.6"),
+        ("GET f", "$5005.6"),
+        ("SET i 3", "+OK"),
+        ("EXPIRE i 100", ":1"),
+        ("INCRBYFLOAT i 1", "$4"),
+        ("TTL i", ":100"),
+        ("INCR i", ":5"),
+        ("SET t text", "+OK"),
+        ("INCRBYFLOAT t 1", "-ERR value is not a valid float"),
+        ("INCRBYFLOAT i one", "-ERR value is not a valid float"),
+        ("INCRBYFLOAT big 9e20", "$900000000000000000000"),
+        ("INCRBYFLOAT big 9e20", "-ERR increment would produce NaN or Infinity"),
+        ("GET big", "$900000000000000000000"),
+    ]);
+}
+
+#[test]
+fn the_whole_keyspace() {
+    check(&[
+        ("DBSIZE", ":0"),
+        ("RANDOMKEY", "_"),
+        ("SCAN 0", "[$0 []]"),
+        ("KEYS *", "[]"),
+        ("FLUSHALL", "+OK"),
+        ("SET k v", "+OK"),
+        ("DBSIZE", ":1"),
+        ("RANDOMKEY", "$k"),
+        ("SCAN 0", "[$0 [$k]]"),
+        ("scan 0 match ?", "[$0 [$k]]"),
+        ("SCAN 0 MATCH x*", "[$0 []]"),
+        ("SCAN 0 TYPE string COUNT 5", "[$0 [$k]]"),
+        ("SCAN 0 TYPE LIST", "[$0 []]"),
+        ("SCAN 9007199254740991", "[$0 []]"),
+        ("KEYS [^x]", "[$k]"),
+        ("KEYS kk", "[]"),
+        ("SCAN", &format!("{ARITY} 'scan' command")),
+        ("SCAN x", "-ERR invalid cursor"),
+        ("SCAN -1", "-ERR invalid cursor"),
+        ("SCAN 9007199254740992", "-ERR invalid cursor"),
+        ("SCAN 0 MATCH", SYNTAX),
+        ("SCAN 0 COUNT 0", SYNTAX),
+        ("SCAN 0 COUNT x", INTEGER),
+        ("SCAN 0 LIMIT 5", SYNTAX),
+        ("KEYS", &format!("{ARITY} 'keys' command")),
+        ("FLUSHALL NOW", SYNTAX),
+        ("FLUSHDB ASYNC NOW", SYNTAX),
+        ("FLUSHALL async", "+OK"),
+        ("DBSIZE", ":0"),
+        ("GET k", "_"),
+        ("SET k w PX 50", "+OK"),
+        ("@50", ""),
+        ("SCAN 0", "[$0 []]"),
+        ("KEYS *", "[]"),
+        ("RANDOMKEY", "_"),
+        ("SET k v PX 50", "+OK"),
+        ("FLUSHDB SYNC", "+OK"),
+        ("SET k v PX 50", "+OK"),
+        ("PTTL k", ":50"),
+        ("@50", ""),
+        ("GET k", "_"),
+    ]);
+    let mut cluster = single();
+    let long = "*".repeat(1025);
+    let got = show(&cluster.call(addr(1, 0), &format!("KEYS {long}")));
+    assert_eq!(got, "-ERR pattern is longer than 1024 bytes");
+}
+
+#[test]
 fn time_to_live() {
     check(&[
         ("SET k v EX 10", "+OK"),

@@ -5,6 +5,7 @@ mod commands;
 mod divergence;
 mod expiry;
 mod faults;
+mod keyspace;
 mod limits;
 mod model;
 mod nemesis;

@@ -9,9 +9,11 @@ use proptest::prelude::*;
 use super::show;
 use crate::apply::{self, NotYet, Values, Wanted};
 use crate::cache::Cache;
+use crate::command::decimal::Decimal;
 use crate::command::decode;
-use crate::command::encoding::View;
-use crate::store::{Store, Totals};
+use crate::command::encoding::{Header, Op as Code, View};
+use crate::scan::Part;
+use crate::store::{Graveyard, Store, Totals};
 use crate::testing::map_of;
 use crate::{Reply, WallMillis};
 
@@ -29,7 +31,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let key = (0..6u8).prop_map(|k| format!("k{k}"));
     let value = prop_oneof![(-5..5i64).prop_map(|n| n.to_string()), "[a-c]{0,3}", "[xyz]{70,80}"];
     let ms = (1..60u64).prop_map(|ms| ms.to_string());
-    let words = (0..14u8, key.clone(), key, value, ms).prop_map(|(op, a, b, v, ms)| match op {
+    let words = (0..22u8, key.clone(), key, value, ms).prop_map(|(op, a, b, v, ms)| match op {
         0 => vec!["SET".into(), a, v],
         1 => vec!["SET".into(), a, v, "PX".into(), ms],
         2 => vec!["SET".into(), a, v, "NX".into(), "GET".into()],
@@ -43,10 +45,25 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         10 => vec!["MSET".into(), a, v.clone(), b, v],
         11 => vec!["GETDEL".into(), a],
         12 => vec!["PTTL".into(), a],
+        13 => vec!["GETEX".into(), a, "PX".into(), ms],
+        14 => vec!["GETEX".into(), a, "PERSIST".into()],
+        15 => vec!["MSETNX".into(), a, v.clone(), b, v],
+        16 => vec!["INCRBYFLOAT".into(), a, "0.5".into()],
+        17 => vec!["FLUSHALL".into()],
+        18 => vec!["DBSIZE".into()],
+        19 => vec!["SCAN".into(), "0".into(), "MATCH".into(), format!("*{}", &b[1..])],
         _ => vec!["EXISTS".into(), a, b],
     });
     let op = (words, 0..20u64).prop_map(|(words, later)| Op { words, later });
     prop::collection::vec(op, 1..120)
+}
+
+/// What a scan of a group finds: how many keys it looked at, and those that match.
+fn scanned(model: &Model, end: &str, seen: usize) -> String {
+    let mut found: Vec<_> = model.keys().filter(|key| key.ends_with(end)).collect();
+    found.sort_by_key(|key| crate::SlotId::of_key(key.as_bytes()).get());
+    let found: Vec<_> = found.iter().map(|key| format!("${key}")).collect();
+    format!(":{seen} [{}]", found.join(" "))
 }
 
 /// What the command answers and does, in the simplest words.
@@ -124,6 +141,46 @@ fn expected(model: &mut Model, words: &[String], now: u64) -> String {
             Some((_, 0)) => ":-1".into(),
             Some((_, expiry)) => format!(":{}", expiry - now),
         },
+        ("GETEX", "PX") => {
+            if let Some((_, expiry)) = model.get_mut(&key) {
+                *expiry = now + word(4).parse::<u64>().unwrap();
+            }
+            shown(&old)
+        }
+        ("GETEX", _) if word(2) == "PX" => {
+            if let Some((_, expiry)) = model.get_mut(&key) {
+                *expiry = now + word(3).parse::<u64>().unwrap();
+            }
+            shown(&old)
+        }
+        ("GETEX", _) => {
+            if let Some((_, expiry)) = model.get_mut(&key) {
+                *expiry = 0;
+            }
+            shown(&old)
+        }
+        ("MSETNX", _) => {
+            if model.contains_key(&key) || model.contains_key(word(3)) {
+                return ":0".into();
+            }
+            model.insert(key, (word(2).into(), 0));
+            model.insert(word(3).into(), (word(4).into(), 0));
+            ":1".into()
+        }
+        ("INCRBYFLOAT", _) => {
+            let number = |text: &str| Decimal::parse(text.as_bytes());
+            let Some(number) = old.map_or(Some(Decimal::ZERO), |(v, _)| number(&v)) else {
+                return "-ERR value is not a valid float".into();
+            };
+            let half = Decimal::parse(b"0.5").unwrap();
+            let text = number.add(half).unwrap().to_text();
+            model.insert(key, (text.clone(), expiry));
+            format!("${text}")
+        }
+        ("FLUSHALL", _) => {
+            model.clear();
+            "+OK".into()
+        }
         ("EXISTS", _) => {
             let found = [word(1), word(2)].iter().filter(|k| model.contains_key(**k)).count();
             format!(":{found}")
@@ -138,6 +195,7 @@ struct Replica {
     cache: Cache,
     log: BTreeMap<Place, Payload>,
     index: LogIndex,
+    graveyard: Graveyard,
 }
 
 impl Replica {
@@ -145,7 +203,24 @@ impl Replica {
         let hasher = RandomState::with_seeds(seed, 2, 3, 4);
         let store = Store::new(GroupId::new(0), &map_of(1, 1, 1, 1), &hasher);
         let cache = Cache::new(cache_bytes, hasher);
-        Self { store, cache, log: BTreeMap::new(), index: LogIndex::ZERO }
+        let graveyard = Graveyard::default();
+        Self { store, cache, log: BTreeMap::new(), index: LogIndex::ZERO, graveyard }
+    }
+
+    /// What a group does with a flush.
+    fn flush(&mut self, view: &View<'_>) -> Reply {
+        self.index = self.index.next();
+        self.store.advance_clock(view.at.0);
+        self.store.flush(self.index, &mut self.graveyard);
+        let cache = &mut self.cache;
+        self.graveyard.drop_some(usize::MAX, |item| {
+            if let Some(located) = item.value.located() {
+                cache.remove(located.place);
+            }
+        });
+        assert_eq!((self.graveyard.bytes(), self.graveyard.is_empty()), (0, true));
+        assert_eq!(self.store.next_expiry(), None);
+        Reply::OK
     }
 
     /// What the disk has at the places wanted.
@@ -178,13 +253,34 @@ impl Replica {
         }
     }
 
+    /// A whole scan, two keys at a time.
+    fn scan(&mut self, pattern: &[u8], now: u64) -> String {
+        let (mut cursor, mut seen, mut keys) = (crate::scan::Cursor::at_slot(0), 0, Vec::new());
+        while let Some(from) = cursor {
+            let header = Header::new(Code::Scan, from.slot, WallMillis(now));
+            let (position, count) = (from.position.to_le_bytes(), 2u64.to_le_bytes());
+            let command = header.encode(&[&position, &count, pattern]);
+            let view = View::parse(command.payload.bytes()).unwrap();
+            let part = Part::parse(self.read(&view, now)).unwrap();
+            assert!(part.seen <= 2, "{part:?}");
+            (cursor, seen) = (part.next, seen + part.seen);
+            keys.extend(part.keys);
+        }
+        format!(":{seen} {}", show(&Reply::Array(keys)))
+    }
+
     fn read(&mut self, view: &View<'_>, now: u64) -> Reply {
         let mut fetched = Vec::new();
         loop {
             let mut dirty = Vec::new();
             let mut values =
                 Values { cache: &mut self.cache, raft: None, fetched: &fetched, dirty: &mut dirty };
-            match apply::read(&self.store, &mut values, view, WallMillis(now)) {
+            let read = if view.op.spans_group() {
+                crate::scan::read(&self.store, |_| false, view, WallMillis(now))
+            } else {
+                apply::read(&self.store, &mut values, view, WallMillis(now))
+            };
+            match read {
                 Ok(reply) => return reply,
                 Err(NotYet::ClockBehind(at)) => {
                     assert_eq!(at, WallMillis(now));
@@ -211,9 +307,23 @@ proptest! {
             now += later;
             let args: Vec<&[u8]> = words.iter().map(String::as_bytes).collect();
             let command = decode(&args, WallMillis(now)).unwrap();
-            let want = expected(&mut model, words, now);
             let view = View::parse(command.payload.bytes()).unwrap();
+            // Keys that are past their time and not removed yet are counted, as in Redis.
+            let kept = store.store.keys() as usize;
+            model.retain(|_, (_, expiry)| *expiry == 0 || *expiry > now);
+            let want = match words[0].as_str() {
+                "DBSIZE" => format!(":{kept}"),
+                "SCAN" => scanned(&model, &words[3][1..], kept),
+                _ => expected(&mut model, words, now),
+            };
+            if words[0] == "SCAN" {
+                let pattern = words[3].as_bytes();
+                prop_assert_eq!(store.scan(pattern, now), want.clone(), "{:?}", words);
+                prop_assert_eq!(twin.scan(pattern, now), want, "{:?}", words);
+                continue;
+            }
             let (got, same) = match view.op.access() {
+                _ if words[0] == "FLUSHALL" => (store.flush(&view), twin.flush(&view)),
                 crate::command::Access::Write => (store.write(&command), twin.write(&command)),
                 crate::command::Access::Read => (store.read(&view, now), twin.read(&view, now)),
             };

@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, catch_unwind};
 use coracle_raft::{Body, Bug, GroupId, LogIndex, Message, NodeId, Term, plant};
 
 use super::checkpoint::{base, cluster, full_checkpoint, write_some};
-use super::{checkpoint, divergence, faults, nemesis, pipeline, show, values};
+use super::{checkpoint, divergence, faults, keyspace, nemesis, pipeline, show, values};
 use crate::command::decode;
 use crate::testing::{addr, map_of};
 use crate::{
@@ -87,6 +87,16 @@ fn other_tests_find_planted_bugs() {
         (Bug::CheckpointFinishedEarly, values::a_checkpoint_waits_for_what_it_refers_to, ""),
         (Bug::SnapshotLacksExpiries, behind, "data differs"),
         (Bug::StalledShardOvertaken, values::a_shard_that_waits_keeps_its_order, ""),
+        (
+            Bug::FlushOvertakes,
+            keyspace::a_flush_keeps_its_place_behind_commands_that_wait,
+            "no answer",
+        ),
+        (Bug::FlushAppliedTwice, keyspace::a_flush_leaves_nothing, "after a restart"),
+        (Bug::FlushForgetsExpiry, keyspace::a_flush_leaves_nothing, "do not catch up"),
+        (Bug::FlushSparesShard, keyspace::a_flush_leaves_nothing, ""),
+        (Bug::ScanInTableOrder, keyspace::scans_find_what_stays, "missed"),
+        (Bug::ScanUnconfirmed, keyspace::a_deposed_leader_answers_no_scan, "stale"),
         (Bug::SnapshotIndexTooLow, behind, "data differs"),
         (
             Bug::UnaskedDeleteSkipped,

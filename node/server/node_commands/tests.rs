@@ -323,22 +323,6 @@ fn connection_state_changes_and_resets() {
     assert_eq!((session.protocol, session.name.as_str()), (Protocol::Resp2, ""));
 }
 
-/// A core port counts what its core leads, the plain port every replica of its node.
-#[test]
-fn dbsize_counts_per_endpoint() {
-    let fixture = Fixture::new("--cores 0,0");
-    let spec = command::lookup(b"dbsize").expect("known");
-    for (core, led) in [(0, 10), (1, 20)] {
-        let mut on_core = session(Via::Core, &fixture.config);
-        let reply = fixture.with_leaders(&|_| None, |view| {
-            let view = View { me: fixture.config.core_addr(core), ..*view };
-            execute(spec, &[b"dbsize"], &mut on_core, &view)
-        });
-        assert_eq!(reply, Outcome::Reply(Reply::Integer(led)), "core {core}");
-    }
-    assert_eq!(fixture.fresh("DBSIZE"), Reply::Integer(300));
-}
-
 /// `COMMAND` answers with rows of ten and knows every command of the table.
 #[test]
 fn command_lists_the_whole_table() {
