@@ -1,5 +1,6 @@
 //! Clients: they send commands, give up, go elsewhere, and write down what they were told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coracle_engine::{ReadMode, Reply, Via};
@@ -20,6 +21,10 @@ pub(crate) enum Expect {
     Exactly(OpKind, Reply),
     /// Any answer but an error: keys with an expiry.
     Anything,
+    /// Everything was removed.
+    Flushed,
+    /// The names of all keys, from `KEYS` or `SCAN`.
+    Names,
 }
 
 /// A command as a client sends it.
@@ -65,6 +70,8 @@ pub(crate) enum Verdict {
     Refused(Option<(String, u16)>),
     /// Nobody knows.
     Unknown,
+    /// The names of all keys.
+    Named(BTreeSet<Vec<u8>>),
     /// Done, but not as a pipeline must be that was done from its start.
     Astray(Outcome, String),
     /// Something that must never be answered.
@@ -101,12 +108,30 @@ impl Client {
     pub(crate) fn next(&mut self, plan: &LoadPlan, now: Micros, rng: &mut Rng) -> Vec<Call> {
         self.serial += 1;
         let tag = plan.tag(now);
+        if plan.whole > 0.0 && rng.chance(plan.whole) {
+            return vec![self.whole(rng)];
+        }
         match rng.below(10) {
             0 => self.pipeline(plan, &tag, rng),
             1 => vec![self.expiring(&tag, rng)],
             2 => self.burst(plan, &tag, rng),
             _ => vec![self.shared(plan, &tag, rng)],
         }
+    }
+
+    /// A command on the whole keyspace. What a core's port shows is only a part of it.
+    fn whole(&self, rng: &mut Rng) -> Call {
+        let (words, expect): (&[&str], _) = match rng.below(10) {
+            0 => (&["FLUSHALL"], Expect::Flushed),
+            _ if self.via == Via::Core => (&["RANDOMKEY"], Expect::Anything),
+            1..4 => (&["KEYS", "*"], Expect::Names),
+            4 => (&["DBSIZE"], Expect::Anything),
+            5 => (&["RANDOMKEY"], Expect::Anything),
+            _ => (&["SCAN", "0", "COUNT", "10000"], Expect::Names),
+        };
+        let args = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+        let writes = matches!(expect, Expect::Flushed);
+        Call { key: Arc::from(&b""[..]), args, expect, writes }
     }
 
     /// A value that nobody else writes.
@@ -178,7 +203,10 @@ impl Client {
         let len = Reply::Integer(both.len() as i64);
         let step = |kind: OpKind, answer: Reply| {
             let call = op(&key, kind.clone());
-            Call { expect: Expect::Exactly(kind, answer), ..call }
+            // Where everything may be removed at any time no answer is certain.
+            let certain = plan.whole == 0.0;
+            let expect = if certain { Expect::Exactly(kind, answer) } else { Expect::Op(kind) };
+            Call { expect, ..call }
         };
         let (set, append) = (OpKind::Set(first.clone().into()), OpKind::Append(second.into()));
         let mut steps = match rng.below(3) {
@@ -214,6 +242,7 @@ pub(crate) fn op(key: &[u8], kind: OpKind) -> Call {
         OpKind::SetNx(value) => ("SETNX", Some(value.to_vec())),
         OpKind::GetSet(value) => ("GETSET", Some(value.to_vec())),
         OpKind::GetDel => ("GETDEL", None),
+        OpKind::Clear => ("FLUSHALL", None),
     };
     args[0] = word(name);
     args.extend(value);
@@ -228,6 +257,9 @@ pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
     }
     match &call.expect {
         Expect::Anything => Verdict::Done(Outcome::Reply(Answer::Ok)),
+        Expect::Flushed if *reply == Reply::OK => Verdict::Done(Outcome::Reply(Answer::Ok)),
+        Expect::Flushed => Verdict::Wrong(format!("a flush is answered {reply:?}")),
+        Expect::Names => judge_names(reply),
         Expect::Op(kind) => judge_answer(kind, reply),
         Expect::Exactly(kind, wanted) => match judge_answer(kind, reply) {
             Verdict::Done(outcome) if wanted != reply => {
@@ -237,6 +269,30 @@ pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
             verdict => verdict,
         },
     }
+}
+
+/// The names in an answer to `KEYS` or to a `SCAN` from the beginning.
+fn judge_names(reply: &Reply) -> Verdict {
+    let wrong = || Verdict::Wrong(format!("a list of keys is answered {reply:?}"));
+    let names = match reply {
+        Reply::Array(fields) => match &fields[..] {
+            [Reply::Bulk(cursor), Reply::Array(names)] if cursor == b"0" => names,
+            // More is to come: that shows nothing of what is not in it.
+            [Reply::Bulk(_), Reply::Array(_)] => {
+                return Verdict::Done(Outcome::Reply(Answer::Ok));
+            }
+            _ => fields,
+        },
+        _ => return wrong(),
+    };
+    let mut set = BTreeSet::new();
+    for name in names {
+        match name {
+            Reply::Bulk(name) if !set.contains(name) => set.insert(name.clone()),
+            _ => return wrong(),
+        };
+    }
+    Verdict::Named(set)
 }
 
 /// What an answer to an operation means, whatever was before it.
@@ -249,7 +305,7 @@ fn judge_answer(kind: &OpKind, reply: &Reply) -> Verdict {
         _ => None,
     };
     let fits = match kind {
-        OpKind::Set(_) => answer == Some(Answer::Ok),
+        OpKind::Set(_) | OpKind::Clear => answer == Some(Answer::Ok),
         OpKind::Get | OpKind::GetSet(_) | OpKind::GetDel => {
             matches!(answer, Some(Answer::Value(_)))
         }

@@ -18,6 +18,7 @@
 //! | `set` | string | `"OK"` |
 //! | `get`, `getdel` | | string or null |
 //! | `del` | | 0 or 1 |
+//! | `clear` | | `"OK"`: the key is gone, and nobody says whether it was there |
 //! | `append` | string | length of the new value |
 //! | `incr` | the number added | the new number |
 //! | `setnx` | string | 0 or 1 |
@@ -81,6 +82,8 @@ pub enum OpKind {
     GetSet(Bytes),
     /// `GETDEL key`.
     GetDel,
+    /// The key's part of a `FLUSHALL`.
+    Clear,
 }
 
 /// What came of an operation.
@@ -170,6 +173,7 @@ impl Op {
             OpKind::SetNx(value) => ("setnx", Some(text(value))),
             OpKind::GetSet(value) => ("getset", Some(text(value))),
             OpKind::GetDel => ("getdel", None),
+            OpKind::Clear => ("clear", None),
         };
         let result = match &self.outcome {
             Outcome::Reply(Reply::Ok) => Value::from("OK"),
@@ -225,7 +229,7 @@ impl OpKind {
     /// Whether an answer is of the type that this operation has.
     pub fn allows(&self, reply: &Reply) -> bool {
         match self {
-            Self::Set(_) => *reply == Reply::Ok,
+            Self::Set(_) | Self::Clear => *reply == Reply::Ok,
             Self::Get | Self::GetSet(_) | Self::GetDel => matches!(reply, Reply::Value(_)),
             Self::Del | Self::SetNx(_) => matches!(reply, Reply::Integer(0 | 1)),
             Self::Append(_) => matches!(reply, Reply::Integer(0..)),
@@ -328,10 +332,13 @@ fn kind(op: &str, arg: Option<Value>) -> Result<OpKind, String> {
         "get" => OpKind::Get,
         "del" => OpKind::Del,
         "getdel" => OpKind::GetDel,
+        "clear" => OpKind::Clear,
         _ => return Err(format!("`{op}` is no operation")),
     };
     match (&kind, arg) {
-        (OpKind::Get | OpKind::Del | OpKind::GetDel, Some(_)) => Err(format!("`{op}` has no arg")),
+        (OpKind::Get | OpKind::Del | OpKind::GetDel | OpKind::Clear, Some(_)) => {
+            Err(format!("`{op}` has no arg"))
+        }
         _ => Ok(kind),
     }
 }

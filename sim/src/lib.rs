@@ -28,6 +28,7 @@ mod storage;
 pub mod trace;
 mod traffic;
 mod values;
+mod whole;
 mod world;
 
 pub use queue::Micros;

@@ -209,6 +209,8 @@ pub struct LoadPlan {
     pub value_bytes_max: usize,
     /// Share of values that are longer than a few bytes.
     pub long_values: f64,
+    /// Share of commands that concern the whole keyspace; one in ten of them removes everything.
+    pub whole: f64,
 }
 
 /// What one seed decides.
@@ -326,6 +328,7 @@ impl Plan {
             value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
             // Many: logs outgrow what is kept in memory, and are read back.
             long_values: *rng.pick(&[0.1, 0.1, 0.8]),
+            whole: if Rng::new(seed, "whole").chance(0.3) { 0.01 } else { 0.0 },
         };
         // The largest pieces of snapshots must fit into a segment.
         let segments: &[u64] = match load.value_bytes_max {

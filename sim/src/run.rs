@@ -178,6 +178,7 @@ fn phases(world: &mut World) -> Step {
     expect_refusals(world)?;
     read_everything(world)?;
     world.deep_check()?;
+    world.spread_wholes()?;
     check_history(world)
 }
 

@@ -8,6 +8,7 @@ use crate::host::{Arrival, Commands};
 use crate::plan::MS;
 use crate::queue::Micros;
 use crate::report::Failure;
+use crate::whole::{Did, Whole};
 use crate::world::{Event, World};
 
 /// When a probe is given up: it asks the next host then, so that a host that cannot serve does
@@ -117,6 +118,13 @@ impl World {
                     let key = String::from_utf8_lossy(&open.call.key).into_owned();
                     return Err(self.failure("answers", format!("client {id}, key {key}: {text}")));
                 }
+                Some(Verdict::Named(names)) => {
+                    self.counters.count_answer(false);
+                    let (call_ns, return_ns) = (open.call_ns, Some(self.moment()));
+                    let did = Did::List(names);
+                    self.wholes.push(Whole { client: id, call_ns, return_ns, did });
+                    continue;
+                }
                 Some(Verdict::Done(outcome)) => {
                     self.counters.count_answer(open.call.writes);
                     outcome
@@ -146,6 +154,12 @@ impl World {
             return;
         }
         let now = self.moment();
+        if matches!(open.call.expect, Expect::Flushed) {
+            let return_ns = (outcome != Outcome::Unknown).then_some(now);
+            let (call_ns, did) = (open.call_ns, Did::Clear);
+            self.wholes.push(Whole { client: id, call_ns, return_ns, did });
+            return;
+        }
         self.history.extend(client::history(id, open, outcome, now));
     }
 

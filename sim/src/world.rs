@@ -21,6 +21,7 @@ use crate::report::{Counters, Failure};
 use crate::rng::Rng;
 use crate::run::Activity;
 use crate::trace::{Trace, role_event};
+use crate::whole::Whole;
 
 /// Arrivals of one turn, as in the node.
 const TURN_ARRIVALS_MAX: usize = 16;
@@ -99,6 +100,8 @@ pub(crate) struct World {
     pub(crate) net: Network,
     pub(crate) clients: Vec<Client>,
     pub(crate) history: Vec<Op>,
+    /// Commands on all keys, that are not in the history yet.
+    pub(crate) wholes: Vec<Whole>,
     pub(crate) invariants: Invariants,
     pub(crate) trace: Trace,
     pub(crate) counters: Counters,
@@ -158,6 +161,7 @@ impl World {
             net,
             clients,
             history: Vec::new(),
+            wholes: Vec::new(),
             trace,
             counters: Counters::default(),
             rng,

@@ -215,7 +215,8 @@ impl<'a> Plan<'a> {
             let act = match &op.kind {
                 OpKind::Set(value) => Act::Set(state(value)),
                 OpKind::Get => Act::Get,
-                OpKind::Del => Act::Del,
+                // Who clears is told nothing, see `Told`.
+                OpKind::Del | OpKind::Clear => Act::Del,
                 OpKind::Append(value) => Act::Append(Bytes::clone(value)),
                 OpKind::Incr(by) => Act::Incr(*by),
                 OpKind::SetNx(value) => Act::SetNx(state(value)),

@@ -173,7 +173,12 @@ fn written(op: &Op) -> Option<Bytes> {
         OpKind::Set(value) | OpKind::SetNx(value) | OpKind::GetSet(value) => {
             Some(Bytes::clone(value))
         }
-        OpKind::Get | OpKind::Del | OpKind::Append(_) | OpKind::Incr(_) | OpKind::GetDel => None,
+        OpKind::Get
+        | OpKind::Del
+        | OpKind::Append(_)
+        | OpKind::Incr(_)
+        | OpKind::GetDel
+        | OpKind::Clear => None,
     }
 }
 
@@ -275,6 +280,7 @@ impl fmt::Display for Line<'_> {
             OpKind::SetNx(value) => write!(f, "setnx \"{}\"", short(value)),
             OpKind::GetSet(value) => write!(f, "getset \"{}\"", short(value)),
             OpKind::GetDel => f.write_str("getdel"),
+            OpKind::Clear => f.write_str("clear"),
         }?;
         match &op.outcome {
             Outcome::Reply(Reply::Ok) => f.write_str(" -> OK"),

@@ -40,6 +40,7 @@ pub(super) fn execute(kind: &OpKind, value: &Option<Bytes>) -> Option<(Reply, Op
         OpKind::Del => (flag(value.is_some()), None),
         OpKind::GetSet(new) => (was(), Some(new.clone())),
         OpKind::GetDel => (was(), None),
+        OpKind::Clear => (Reply::Ok, None),
         OpKind::SetNx(new) => (flag(value.is_none()), value.clone().or(Some(new.clone()))),
         OpKind::Append(suffix) => {
             let mut whole = value.as_deref().unwrap_or_default().to_vec();

@@ -27,6 +27,7 @@ fn lines_are_golden() {
             r#""op":"get","key":"k1","result":"a%0a%25\"\\""#,
         ),
         (OpKind::Get, Outcome::Reply(Reply::Value(None)), r#""op":"get","key":"k1","result":null"#),
+        (OpKind::Clear, Outcome::Reply(Reply::Ok), r#""op":"clear","key":"k1","result":"OK""#),
         (OpKind::Del, Outcome::Reply(Reply::Integer(1)), r#""op":"del","key":"k1","result":1"#),
         (
             OpKind::Append(v()),
@@ -147,13 +148,14 @@ fn any_op() -> impl Strategy<Value = Op> {
         any_bytes().prop_map(OpKind::SetNx),
         any_bytes().prop_map(OpKind::GetSet),
         Just(OpKind::GetDel),
+        Just(OpKind::Clear),
     ];
     let value = prop::option::of(any_bytes());
     let times = (any::<u64>(), 0..u64::MAX / 2, 0..u64::MAX / 2);
     (kind, value, any::<i64>(), 0..4, any_bytes(), times).prop_map(
         |(kind, value, number, luck, key, (client, call_ns, took_ns))| {
             let reply = match &kind {
-                OpKind::Set(_) => Reply::Ok,
+                OpKind::Set(_) | OpKind::Clear => Reply::Ok,
                 OpKind::Get | OpKind::GetSet(_) | OpKind::GetDel => Reply::Value(value),
                 OpKind::Del | OpKind::SetNx(_) => Reply::Integer(number & 1),
                 OpKind::Append(_) => Reply::Integer(number & i64::MAX),

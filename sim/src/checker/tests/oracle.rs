@@ -45,6 +45,7 @@ const MIXES: &[(&str, &[u8])] = &[
     ("suffixes", b"ga"),
     ("suffixes that are overwritten", b"gaasd"),
     ("everything", b"gsdainSD"),
+    ("what a flush meets", b"gsnadc"),
 ];
 
 fn random_kind(rng: &mut Rng, mix: &[u8], number: u64, unique: bool) -> OpKind {
@@ -60,6 +61,7 @@ fn random_kind(rng: &mut Rng, mix: &[u8], number: u64, unique: bool) -> OpKind {
         b'i' => OpKind::Incr(*[1, 1, 2, -1].get(rng.below(4) as usize).unwrap_or(&1)),
         b'n' => OpKind::SetNx(value(rng)),
         b'S' => OpKind::GetSet(value(rng)),
+        b'c' => OpKind::Clear,
         _ => OpKind::GetDel,
     }
 }
