@@ -5,7 +5,6 @@ A script registers functions with @case("name") and ends with run("client").
 
 import os
 import sys
-import time
 import traceback
 
 PLAIN_PORTS = [int(port) for port in os.environ["CORACLE_PLAIN_PORTS"].split()]
@@ -34,13 +33,6 @@ def equal(got, want, what="value"):
         at = next(i for i, (a, b) in enumerate(zip(got, want)) if a != b)
         raise AssertionError(f"{what}: item {at}: got {got[at]!r:.200}, wanted {want[at]!r:.200}")
     raise AssertionError(f"{what}: got {got!r:.200}, wanted {want!r:.200}")
-
-
-def eventually(measure, want, what="value", limit_s=10):
-    """Measures until it is what is wanted: for numbers that are documented to lag a little."""
-    deadline = time.monotonic() + limit_s
-    while (got := measure()) != want:
-        true(time.monotonic() < deadline, f"{what}: {got!r} after {limit_s} s, wanted {want!r}")
 
 
 def true(condition, what):

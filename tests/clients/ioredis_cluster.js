@@ -56,6 +56,32 @@ test('1,000 writes at once', () => withCluster({}, async (client) => {
   assert.deepEqual(values, numbers.map(String));
 }));
 
+/** The keys that all endpoints show together. */
+async function scanned(client, options) {
+  const keys = new Set();
+  for (const node of client.nodes('master')) {
+    for await (const some of node.scanStream(options)) some.forEach((key) => keys.add(key));
+  }
+  return [...keys].sort();
+}
+
+test('scanStream over all endpoints', () => withCluster({}, async (client) => {
+  const wanted = [...Array(500).keys()].map((i) => `io:scan:${i}`);
+  await Promise.all(wanted.map((key) => client.set(key, 'v')));
+  for (const count of [5, 100, 5000]) {
+    assert.deepEqual(await scanned(client, { match: 'io:scan:*', count }), [...wanted].sort());
+  }
+}));
+
+test('flushall on every endpoint', () => withCluster({}, async (client) => {
+  await client.set('io:flush', 'v');
+  const replies = await Promise.all(client.nodes('master').map((node) => node.flushall()));
+  assert.ok(replies.every((reply) => reply === 'OK'));
+  const sizes = await Promise.all(client.nodes('master').map((node) => node.dbsize()));
+  assert.equal(sizes.reduce((sum, size) => sum + size, 0), 0);
+  assert.deepEqual(await scanned(client, {}), []);
+}));
+
 (async () => {
   let failed = 0;
   for (const [name, run] of cases) {

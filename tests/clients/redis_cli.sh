@@ -86,6 +86,9 @@ pipe() {
 export -f pipe
 contains '--pipe of 10,000 SET' 'errors: 0, replies: 10000' \
   bash -c "cli=(${cli[*]}); pipe"
+check '--scan finds what --pipe sent' '10000' \
+  bash -c 'redis-cli -p "$1" --scan --pattern "cli:pipe:*" | sort -u | wc -l' \
+  - "${plain[2]}"
 check '--pipe arrived' 'value' "${other[@]}" GET cli:pipe:9999
 
 # A core's own port sends a client elsewhere; -c follows it there.
