@@ -8,6 +8,7 @@ use crate::command::decimal::Decimal;
 use crate::command::encoding::{Op, View, expire, getex, set, ttl};
 use crate::command::{NOT_A_FLOAT, NOT_AN_INTEGER, TOO_LONG, VALUE_BYTES_MAX, parse_integer};
 use crate::store::{Item, Key, Located, SMALL_VALUE_BYTES, Shard, Store, Value};
+use crate::task::uncertain;
 use crate::{Reply, Slice, WallMillis};
 
 pub(crate) const FOREIGN_SLOT: &str = "ERR the slot is not in this group";
@@ -27,6 +28,8 @@ pub(crate) enum NotYet {
     ClockBehind(WallMillis),
     /// These are not in memory.
     Cold(Vec<Wanted>),
+    /// The bytes of a value are unknown here for now, see [`crate::lost`].
+    Lost,
 }
 
 /// The bytes behind the index, as far as they are in memory.
@@ -69,6 +72,7 @@ impl Values<'_> {
                 Some(slice) => Reply::Value(slice),
                 None => not_there(),
             },
+            Value::Lost(_) => uncertain("its old value cannot be read on this replica"),
         })
     }
 
@@ -82,6 +86,7 @@ impl Values<'_> {
                 let slice = slice.expect("values are read and checked before the command");
                 copy.extend_from_slice(slice.bytes());
             }
+            Value::Lost(_) => unreachable!("what is unknown is not copied"),
         }
         copy
     }
@@ -268,6 +273,16 @@ impl<'a> Write<'a, '_> {
         }
     }
 
+    /// As [`Write::put_computed`] for a value whose bytes cannot be computed here.
+    fn put_lost(&mut self, key: &[u8], len: usize) {
+        let Command { payload, index, .. } = self.command;
+        self.shard.update(key, |item| {
+            item.value = Value::Lost(u32::try_from(len).expect("values are bounded"));
+            item.version = index;
+            item.sum = crc32c::crc32c_append(item.sum, &payload.checksum().to_le_bytes());
+        });
+    }
+
     fn set(&mut self) -> Reply {
         let Command { view, .. } = self.command;
         let (key, has) = (view.key(), |flag| view.flags & flag != 0);
@@ -329,6 +344,8 @@ impl<'a> Write<'a, '_> {
             if became_dirty == Some(true) {
                 self.values.dirty.push(key.into());
             }
+        } else if old.value.is_lost() {
+            self.put_lost(key, len);
         } else {
             let mut bytes = self.values.copy(old, len);
             bytes.extend_from_slice(suffix);
@@ -344,7 +361,7 @@ impl<'a> Write<'a, '_> {
             None => Some(0),
             Some(Value::Memory(bytes)) => parse_integer(bytes),
             // Too long for a number.
-            Some(Value::Log(_)) => None,
+            Some(Value::Log(_) | Value::Lost(_)) => None,
         };
         let Some(number) = number else { return Reply::error(NOT_AN_INTEGER) };
         let Some(sum) = number.checked_add(delta) else {
@@ -361,7 +378,7 @@ impl<'a> Write<'a, '_> {
             None => Some(Decimal::ZERO),
             Some(Value::Memory(bytes)) => Decimal::parse(bytes),
             // Too long for a number.
-            Some(Value::Log(_)) => None,
+            Some(Value::Log(_) | Value::Lost(_)) => None,
         };
         let (Some(number), Some(by)) = (number, by) else { return Reply::error(NOT_A_FLOAT) };
         let Some(sum) = number.add(by) else {
@@ -407,6 +424,10 @@ impl<'a> Write<'a, '_> {
             return Reply::error(TOO_LONG);
         }
         let len = len.max(range.end);
+        if old.is_some_and(|old| old.value.is_lost()) {
+            self.put_lost(key, len);
+            return count(len);
+        }
         let mut value = match old {
             Some(old) => self.values.copy(old, len),
             None => Vec::with_capacity(len),
@@ -452,6 +473,7 @@ pub(crate) fn read(
     let clock = store.clock();
     let get = |key: &[u8]| match shard.get(key, clock) {
         Some(item) if item.is_dead(at.0) => Err(NotYet::ClockBehind(at)),
+        Some(item) if item.value.is_lost() => Err(NotYet::Lost),
         found => Ok(found),
     };
     let cold = |wanted| NotYet::Cold(vec![wanted]);

@@ -71,7 +71,7 @@ impl Group {
         self.store.advance_clock(view.at.0);
         let clock = self.store.clock();
         match view.op {
-            Op::Clock => return self.sweep(entry.index, clock, &view),
+            Op::Clock => return self.sweep(entry.index, clock, &view, turn),
             Op::Flush => {
                 self.flush(entry.index, turn);
                 if let Some(task) = task {
@@ -99,13 +99,14 @@ impl Group {
     }
 
     /// Removes keys that are due from every shard, as many as the entry says.
-    fn sweep(&mut self, index: LogIndex, clock: u64, view: &View<'_>) {
+    fn sweep(&mut self, index: LogIndex, clock: u64, view: &View<'_>, turn: &mut Turn<'_>) {
         let max = usize::try_from(view.expires_at).unwrap_or(0);
         for shard in 0..self.store.shards().len() {
             if self.stalls.holds(shard) {
                 self.stalls.push(shard, Stalled::Sweep { index, clock, max });
             } else {
                 self.store.sweep(shard, index, clock, max);
+                self.settle_lost(shard, turn.tally);
             }
         }
         self.is_behind_expiry = self.store.next_expiry().is_some_and(|at| at <= clock);
@@ -123,6 +124,9 @@ impl Group {
             }
         }
         self.store.flush(index, turn.graveyard);
+        for shard in 0..self.store.shards().len() {
+            self.settle_lost(shard, turn.tally);
+        }
         // What came from a snapshot that is newer stays.
         if self.store.totals().dirty == 0 {
             self.dirty_keys = VecDeque::new();
@@ -161,6 +165,7 @@ impl Group {
             Stalled::Check { index } => self.check_reached(index, shard, turn),
             Stalled::Read(task) => turn.serve.push(task),
         }
+        self.settle_lost(shard, turn.tally);
         None
     }
 
@@ -189,9 +194,9 @@ impl Group {
 
     /// Goes on with the shards whose value has come.
     pub(crate) fn wake_shards(&mut self, turn: &mut Turn<'_>) {
-        for (shard, place, payload) in std::mem::take(&mut self.woken) {
+        for (shard, fetched) in std::mem::take(&mut self.woken) {
             let mut line = self.stalls.end(shard);
-            let fetched = [(place, payload)];
+            let fetched: Vec<_> = fetched.into_iter().collect();
             while let Some(next) = line.pop_front() {
                 if let Some((wanted, first)) = self.execute(shard, next, &fetched, turn) {
                     self.stall(shard, wanted, first, line, turn);
@@ -262,6 +267,10 @@ impl Group {
                     turn.out.reply(task.origin, reply);
                 }
                 Err(NotYet::Cold(wanted)) => turn.cold.push(Cold::Task(task, wanted)),
+                // The leader, or this replica once it has applied what is to come.
+                Err(NotYet::Lost) => {
+                    turn.out.again.push(Task { read_mode: ReadMode::Leader, ..task });
+                }
                 Err(NotYet::ClockBehind(at)) => match self.propose_clock(at) {
                     Some(index) => self.reads.block(task, index),
                     None => {

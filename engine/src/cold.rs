@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use std::mem;
 
 use ahash::RandomState;
-use coracle_raft::{NodeId, Place};
+use coracle_raft::{NodeId, Payload, Place};
 use hashbrown::HashMap;
 
 use crate::apply::Wanted;
 use crate::task::Task;
-use crate::{Effects, ReadValue};
+use crate::{CoreAddr, Effects, ReadValue};
 
 /// Reads under way at once.
 const IN_FLIGHT_MAX: usize = 256;
@@ -26,6 +26,12 @@ pub(crate) enum Waiter {
     Shard(usize),
     /// A snapshot for this node.
     Snapshot(NodeId),
+    /// Another replica, which cannot read its own; with its number for the request.
+    Peer(CoreAddr, u64),
+    /// The segment of the value is to be emptied.
+    Gc,
+    /// No other replica has the value now: perhaps it can be read here after all.
+    Repair,
 }
 
 /// A value that is being read, or will be.
@@ -114,6 +120,11 @@ impl ColdReads {
         }
     }
 
+    /// Whether anybody of this kind waits.
+    pub(crate) fn waits_for(&self, waiter: Waiter) -> bool {
+        self.open.values().any(|open| open.waiters.contains(&waiter))
+    }
+
     /// Hands out what may be read now.
     pub(crate) fn issue(&mut self, effects: &mut Effects) {
         while self.in_flight < IN_FLIGHT_MAX {
@@ -137,16 +148,15 @@ impl ColdReads {
         Some(open)
     }
 
-    /// One value of a client's read is there. Returns the read with its group once nothing is
-    /// missing.
+    /// One value of a client's read is there, or need not be read any more. Returns the read with
+    /// its group once nothing is missing.
     pub(crate) fn arrived(
         &mut self,
         reader: u64,
-        place: Place,
-        payload: &coracle_raft::Payload,
+        fetched: Option<(Place, Payload)>,
     ) -> Option<(usize, Task)> {
         let waiting = self.readers.get_mut(&reader)?;
-        waiting.task.fetched.push((place, payload.clone()));
+        waiting.task.fetched.extend(fetched);
         waiting.missing -= 1;
         if waiting.missing > 0 {
             return None;

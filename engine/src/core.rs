@@ -18,6 +18,7 @@ use crate::group::{Cold, Group, Leadership, Tally, Turn};
 use crate::keyspace::Keyspace;
 use crate::located::Placing;
 use crate::recovery::Recovery;
+use crate::repair::Repairs;
 use crate::stats::CoreStats;
 use crate::store::{Graveyard, Totals};
 use crate::task::{Origin, Outbox, Task, try_again};
@@ -99,6 +100,7 @@ pub struct Core {
     /// What was flushed and not dropped yet.
     pub(crate) graveyard: Graveyard,
     pub(crate) keyspace: Keyspace,
+    pub(crate) repairs: Repairs,
     /// For the next drain: no value is needed before this segment.
     pub(crate) values_from: Option<u64>,
     /// Ticks for which the preferred leader of a group led elsewhere has been caught up.
@@ -159,6 +161,7 @@ impl Core {
             targets: Targets::new(),
             graveyard: Graveyard::default(),
             keyspace: Keyspace::new(config.seed),
+            repairs: Repairs::new(config.seed.rotate_left(17)),
             values_from: None,
             reads_open: 0,
             released: Vec::new(),
@@ -240,6 +243,7 @@ impl Core {
         effects.checkpoint.append(&mut self.checkpoints.work);
         effects.scan = self.gc.wanted.take().or(effects.scan);
         effects.values_from = self.values_from.take().or(effects.values_from);
+        effects.repairs.append(&mut self.repairs.news);
         self.cold.issue(effects);
         self.send_answers(effects);
         effects.sends.append(&mut self.sends);
@@ -257,6 +261,7 @@ impl Core {
             || !self.checkpoints.work.is_empty()
             || self.gc.wanted.is_some()
             || self.values_from.is_some()
+            || !self.repairs.news.is_empty()
             || self.cold.has_next()
             || (mode == Drain::All && !self.state.is_empty())
             || self.dirty.iter().any(|&place| {
@@ -464,6 +469,7 @@ impl Core {
         for task in self.cold.overdue(self.ticks) {
             self.out.reply(task.origin, try_again());
         }
+        self.tick_repairs();
         self.release_values();
         for group in self.parked.groups() {
             self.retry_parked(group);
@@ -479,7 +485,9 @@ impl Core {
         self.reads_open = self.reads_open - reads_before + group.reads.len();
         group.tick_snapshots(self.ticks);
         for (shard, wanted) in group.stalled_wants() {
-            self.cold.want_once(place, wanted, Waiter::Shard(shard));
+            if !self.repairs.waits(place, &wanted.key, Waiter::Shard(shard)) {
+                self.cold.want_once(place, wanted, Waiter::Shard(shard));
+            }
         }
         let group = &mut self.groups[place];
         if group.leads() {
@@ -577,6 +585,8 @@ impl Core {
             PeerMessage::ForwardReply { id, reply } => self.forward_reply(from, id, reply),
             PeerMessage::Leads(led) => self.leads(from, &led),
             PeerMessage::Digests(said) => self.told(from, said.bytes()),
+            PeerMessage::ValueWanted(wanted) => self.value_wanted(from, &wanted),
+            PeerMessage::ValueAnswer(answer) => self.value_answer(from, answer),
         }
     }
 

@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 
 use coracle_raft::{Bug, EntryKind, LogIndex, Place, Record, planted};
 
+use crate::apply::Wanted;
+use crate::cold::Waiter;
 use crate::command::encoding::View;
 use crate::core::Core;
 use crate::moved::Moved;
@@ -18,6 +20,8 @@ use crate::{ScanSegment, ShardId, SlotId};
 
 /// Bytes of values moved by one turn.
 const MOVED_BYTES_PER_TURN: usize = 1 << 20;
+/// Values that are read one by one at once.
+const BY_INDEX_MAX: usize = 16;
 
 /// A value record whose place is not known yet.
 #[derive(Debug)]
@@ -62,7 +66,7 @@ impl Core {
         };
         let (segment, from) = match self.gc.next.take() {
             Some((segment, from)) if segment == oldest => (segment, from),
-            _ if self.gc.stuck == Some(oldest) => return false,
+            _ if self.gc.stuck == Some(oldest) => return self.empty_by_index(oldest),
             _ => (oldest, 0),
         };
         let scan = ScanSegment { segment, from, bytes };
@@ -95,6 +99,34 @@ impl Core {
         }
     }
 
+    /// Asks for values one by one that the index still refers to in a segment, though it was read
+    /// to its end: what of it can be read is moved, the rest is repaired. Returns whether it did.
+    fn empty_by_index(&mut self, segment: u64) -> bool {
+        if self.repairs.len() > 0 || self.cold.waits_for(Waiter::Gc) {
+            return false;
+        }
+        let mut found: Vec<(usize, Wanted)> = Vec::new();
+        for (place, group) in self.groups.iter().enumerate() {
+            let shards = group.store.shards().iter();
+            let shards = shards.filter(|shard| shard.live().oldest() == Some(segment));
+            // One shard at a time: looking at all keys may take too long.
+            if let Some(shard) = shards.take(1).next() {
+                let wanted = shard.items().filter_map(|item| {
+                    let located = item.value.located()?;
+                    let key = item.key.bytes().into();
+                    (located.place.segment() == segment).then_some(Wanted { key, located })
+                });
+                found.extend(wanted.take(BY_INDEX_MAX).map(|wanted| (place, wanted)));
+                break;
+            }
+        }
+        let any = !found.is_empty();
+        for (place, wanted) in found {
+            self.cold.want(place, wanted, Waiter::Gc);
+        }
+        any
+    }
+
     /// Writes once more what the index refers to in one record.
     fn move_record(&mut self, at: Place, record: &Record) {
         let Some(place) = self.place(record.group()) else { return };
@@ -110,14 +142,15 @@ impl Core {
             }
             Record::Value { payload, .. } => {
                 let Some(moved) = Moved::parse(payload.bytes()) else { return };
-                let value = moved.value;
-                self.move_value(place, moved.key, at, |_, _| Some(value.to_vec()));
+                self.move_value(place, moved.key, at, |located, key| {
+                    located.slice(key, payload).map(|slice| slice.bytes().to_vec())
+                });
             }
             _ => {}
         }
     }
 
-    fn move_value(
+    pub(crate) fn move_value(
         &mut self,
         place: usize,
         key: &[u8],
@@ -169,7 +202,9 @@ impl Core {
     pub(crate) fn value_placed(&mut self, place: Place) {
         let Some(target) = self.targets.pop_front() else { return };
         let Target { group, shard, key, from } = target;
-        let arriving = self.groups[group].incoming_shard(shard);
+        // What stands in the log already is no part of a shard that is arriving.
+        let in_memory = matches!(from, From::Memory(_));
+        let arriving = self.groups[group].incoming_shard(shard).filter(|_| in_memory);
         let changed = match arriving.filter(|arriving| arriving.peek(&key).is_some()) {
             Some(arriving) => relocate(arriving, &key, from, place),
             None => {
@@ -185,9 +220,15 @@ impl Core {
             Relocated::Yes => {
                 if let From::Log(old) = from {
                     self.cache.remove(old);
+                    self.repaired(group, &key, old, Some(place));
                 }
             }
-            Relocated::No => {}
+
+            Relocated::No => {
+                if let From::Log(old) = from {
+                    self.repaired(group, &key, old, None);
+                }
+            }
             Relocated::StillDirty => {
                 let group = &mut self.groups[group];
                 if let Some(at) = group.store.place_of(shard) {

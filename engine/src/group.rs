@@ -15,6 +15,7 @@ use crate::cold::Waiter;
 use crate::command::encoding::{Header, Op, op_of};
 use crate::divergence::Checks;
 use crate::gc::Targets;
+use crate::lost::Lost;
 use crate::places::Places;
 use crate::reads::Reads;
 use crate::stall::Stalls;
@@ -64,6 +65,7 @@ pub(crate) struct Tally {
     pub(crate) uncertain: u64,
     pub(crate) failed_loads: u64,
     pub(crate) checks: u64,
+    pub(crate) values_repaired: u64,
     /// Bytes of pending proposals of all groups.
     pub(crate) inflight_bytes: usize,
 }
@@ -123,8 +125,10 @@ pub(crate) struct Group {
     pub(crate) places: Places,
     /// Shards that wait for a value.
     pub(crate) stalls: Stalls,
-    /// Shards whose value has come: they go on in the next turn.
-    pub(crate) woken: Vec<(usize, Place, Payload)>,
+    /// Shards that go on in the next turn, with the value that has come for them.
+    pub(crate) woken: Vec<(usize, Option<(Place, Payload)>)>,
+    /// Values whose bytes are unknown here for now.
+    pub(crate) lost: Vec<Lost>,
     /// Reads whose values have come.
     pub(crate) warmed: Vec<Task>,
     /// Keys whose values were computed and are to be written out, oldest first.
@@ -170,6 +174,7 @@ impl Group {
             places,
             stalls: Stalls::default(),
             woken: Vec::new(),
+            lost: Vec::new(),
             warmed: Vec::new(),
             dirty_keys: dirty_keys(&store),
             purged: LogIndex::ZERO,

@@ -56,6 +56,32 @@ pub struct Forward {
     pub command: Command,
 }
 
+/// A request for the value of a key, which this replica's own disk does not give any more. A value
+/// is known by its group, its key and the index of the entry that changed it last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueWanted {
+    /// The sender's number for it, echoed in the [`ValueAnswer`].
+    pub id: u64,
+    /// Whose.
+    pub group: GroupId,
+    /// Index of the entry that made the value; a later one of the same key will do as well.
+    pub version: LogIndex,
+    /// The key.
+    pub key: Payload,
+}
+
+/// The answer to a [`ValueWanted`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueAnswer {
+    /// Number given by the asker.
+    pub id: u64,
+    /// Without a value: there is none for this key after the entry at this index; 0 if the replica
+    /// cannot tell.
+    pub at: LogIndex,
+    /// The value with its key and version, as a [`Record::Value`] holds it.
+    pub value: Option<Payload>,
+}
+
 /// What one core says to another: over a peer link, or by a queue to a core of the same node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerMessage {
@@ -79,6 +105,10 @@ pub enum PeerMessage {
     Leads(Vec<(GroupId, Term)>),
     /// What a replica of the sender holds at one index, in this crate's encoding.
     Digests(Payload),
+    /// Send me a value that I cannot read.
+    ValueWanted(ValueWanted),
+    /// The answer to a [`ValueWanted`].
+    ValueAnswer(ValueAnswer),
 }
 
 /// One event for a core.
@@ -212,6 +242,28 @@ pub enum CheckpointWork {
     },
 }
 
+/// What there is to tell about a value that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RepairNews {
+    /// The record cannot be read, and other replicas will be asked for the value.
+    Damaged {
+        /// Whose.
+        group: GroupId,
+        /// Where the record stands.
+        place: Place,
+        /// Why it cannot be read.
+        why: String,
+    },
+    /// The value stands in the log once more, as another replica had it; or it was replaced by a
+    /// later one meanwhile, or could be read after all.
+    Repaired {
+        /// Whose.
+        group: GroupId,
+        /// Where the damaged record stands.
+        place: Place,
+    },
+}
+
 /// What a core wants done. All of it may be done at once and in any order.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -235,6 +287,8 @@ pub struct Effects {
     pub checkpoint: Vec<CheckpointWork>,
     /// No value is needed any more in segments before this one.
     pub values_from: Option<u64>,
+    /// Values found damaged, and values repaired: to be told, nothing is to be done.
+    pub repairs: Vec<RepairNews>,
     /// State records of a group in batches before this one are superseded by durable later
     /// ones: their place in the log may be used again. Only batches of this process count;
     /// those of earlier ones come before all of them.
@@ -253,6 +307,7 @@ impl Effects {
             && self.scan.is_none()
             && self.checkpoint.is_empty()
             && self.values_from.is_none()
+            && self.repairs.is_empty()
             && self.released.is_empty()
     }
 }

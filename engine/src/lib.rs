@@ -30,6 +30,7 @@ mod ids;
 mod io;
 mod keyspace;
 mod located;
+mod lost;
 mod map;
 mod moved;
 pub mod offline;
@@ -37,6 +38,7 @@ mod pipeline;
 mod places;
 mod reads;
 mod recovery;
+mod repair;
 mod reply;
 mod route;
 mod scan;
@@ -58,8 +60,8 @@ pub use core::Core;
 pub use divergence::{Divergence, Standing};
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
 pub use io::{
-    CheckpointWork, Effects, Forward, Input, Load, PeerMessage, ReadMode, ReadValue, Request,
-    ScanSegment, Token, Via,
+    CheckpointWork, Effects, Forward, Input, Load, PeerMessage, ReadMode, ReadValue, RepairNews,
+    Request, ScanSegment, Token, ValueAnswer, ValueWanted, Via,
 };
 pub use map::{ClusterMap, MapError, NodeInfo};
 pub use pipeline::{Order, Unanswered};

@@ -3,7 +3,8 @@
 use coracle_raft::{BatchSeq, EntryKind, LogPosition, Payload, Place, Record};
 
 use crate::ReadMode;
-use crate::cold::Waiter;
+use crate::apply::Wanted;
+use crate::cold::{Open, Waiter};
 use crate::core::Core;
 use crate::task::{Task, unreadable};
 
@@ -52,7 +53,7 @@ impl Core {
     /// A value has been read.
     pub(crate) fn value_read(&mut self, id: u64, record: Result<Record, String>) {
         let Some(open) = self.cold.done(id) else { return };
-        let (key, located) = (&open.wanted.key, &open.wanted.located);
+        let Wanted { key, located } = &open.wanted;
         let group = self.groups[open.group].id;
         let payload = record.and_then(|record| {
             let payload = payload_of(&record).filter(|_| record.group() == group);
@@ -63,45 +64,53 @@ impl Core {
         });
         self.counters.values_read += 1;
         self.counters.failed_reads += u64::from(payload.is_err());
-        if let Ok(payload) = &payload {
-            self.cache.insert(located.place, payload.clone());
+        match payload {
+            Ok(payload) => {
+                self.cache.insert(located.place, payload.clone());
+                let waiters = self.readable_again(open.group, &open.wanted);
+                self.value_there(&open, waiters, &payload);
+            }
+            Err(why) => self.unreadable(open, &why),
         }
-        for waiter in open.waiters {
-            match (waiter, &payload) {
-                (Waiter::Task(reader), Ok(payload)) => {
-                    let arrived = self.cold.arrived(reader, located.place, payload);
-                    if let Some((group, task)) = arrived {
-                        self.groups[group].warmed.push(task);
-                        self.mark(group);
-                    }
+    }
+
+    /// Hands a value that was read to all that wait for it.
+    fn value_there(&mut self, open: &Open, more: Vec<Waiter>, payload: &Payload) {
+        let Wanted { key, located } = &open.wanted;
+        for &waiter in open.waiters.iter().chain(&more) {
+            match waiter {
+                Waiter::Task(reader) => {
+                    self.reader_goes_on(reader, Some((located.place, payload.clone())));
                 }
-                (Waiter::Task(reader), Err(why)) => {
-                    if let Some(task) = self.cold.give_up(reader) {
-                        self.unreadable_here(open.group, task, why);
-                    }
-                }
-                (Waiter::Shard(shard), Ok(payload)) => {
-                    let woken = (shard, located.place, payload.clone());
+                Waiter::Shard(shard) => {
+                    let woken = (shard, Some((located.place, payload.clone())));
                     self.groups[open.group].woken.push(woken);
                     self.mark(open.group);
                 }
-                // Asked for again with the next tick.
-                (Waiter::Shard(_), Err(_)) => self.shed_leadership(open.group),
-                (Waiter::Snapshot(to), _) => {
-                    if payload.is_err() {
-                        self.shed_leadership(open.group);
-                    }
-                    let payload = payload.as_ref().ok().cloned();
-                    let group = &mut self.groups[open.group];
-                    group.snapshot_value(to, located.place, payload);
+                Waiter::Snapshot(to) => {
+                    let payload = payload.clone();
+                    self.groups[open.group].snapshot_value(to, located.place, payload);
                     self.mark(open.group);
                 }
+                Waiter::Peer(from, id) => self.value_for_peer(open, from, id, payload),
+                Waiter::Gc => self.move_value(open.group, key, located.place, |located, key| {
+                    located.slice(key, payload).map(|slice| slice.bytes().to_vec())
+                }),
+                Waiter::Repair => {}
             }
         }
     }
 
+    /// A value that a client's read lacked is there, or the read must look again.
+    pub(crate) fn reader_goes_on(&mut self, reader: u64, fetched: Option<(Place, Payload)>) {
+        if let Some((group, task)) = self.cold.arrived(reader, fetched) {
+            self.groups[group].warmed.push(task);
+            self.mark(group);
+        }
+    }
+
     /// A read cannot be answered from this replica's disk: another one may do better.
-    fn unreadable_here(&mut self, place: usize, task: Task, why: &str) {
+    pub(crate) fn unreadable_here(&mut self, place: usize, task: Task, why: &str) {
         if self.groups[place].raft.progress().count() == 0 && self.groups[place].leads() {
             return self.out.reply(task.origin, unreadable(why));
         }

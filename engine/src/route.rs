@@ -238,6 +238,7 @@ impl Core {
         let Some(link) = self.links.get_mut(&addr) else { return };
         link.up = false;
         link.losses = link.losses.wrapping_add(1);
+        self.peer_with_values_lost(addr);
         for task in self.forwards.lost(addr) {
             match task.command.access {
                 Access::Read => self.again(task, None),

@@ -321,6 +321,14 @@ impl Frozen {
         self.fetched.insert(place, payload);
     }
 
+    /// A value that was wanted and came from another replica.
+    pub(crate) fn repaired(&mut self, key: &[u8], old: Located, value: &[u8]) {
+        let item = self.items.iter_mut().find(|item| item.key.bytes() == key);
+        if let Some(item) = item.filter(|item| item.value.located() == Some(old)) {
+            item.value = Value::Memory(value.to_vec());
+        }
+    }
+
     /// The next payload: items of about `bytes_max` but at least one, then the end. `None` if a
     /// value of it is not there.
     pub(crate) fn next(&mut self, bytes_max: usize, cache: &Cache) -> Option<(Payload, bool)> {
@@ -341,6 +349,7 @@ impl Frozen {
                     slice = located.slice(key, payload.or_else(|| cache.peek(located.place))?)?;
                     slice.bytes()
                 }
+                Value::Lost(_) => return None,
             };
             let lacks_expiries = planted(Bug::SnapshotLacksExpiries);
             let expires_at = if lacks_expiries { 0 } else { item.expires_at };

@@ -81,6 +81,15 @@ impl Stalls {
         self.lines.iter().map(|(&shard, line)| (shard, &line.wanted))
     }
 
+    /// What a shard waits for, and the index of the command that needs it.
+    pub(crate) fn wanted_by(&self, shard: usize) -> Option<(&Wanted, LogIndex)> {
+        let line = self.lines.get(&shard)?;
+        match line.queue.front()? {
+            Stalled::Write { entry, .. } => Some((&line.wanted, entry.index)),
+            Stalled::Sweep { .. } | Stalled::Check { .. } | Stalled::Read(_) => None,
+        }
+    }
+
     /// The oldest place of a command that waits.
     pub(crate) fn oldest(&self) -> Option<Place> {
         let first = |line: &Line| {

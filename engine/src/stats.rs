@@ -81,6 +81,16 @@ pub struct CoreStats {
     pub values_read: u64,
     /// Values that could not be read (counter).
     pub failed_reads: u64,
+    /// Values found damaged, for which other replicas were asked (counter).
+    pub values_damaged: u64,
+    /// Damaged values that stand in the log again (counter).
+    pub values_repaired: u64,
+    /// Times that all other replicas were asked for a value in vain (counter).
+    pub repairs_failed: u64,
+    /// Values that are being repaired.
+    pub repairs_open: u64,
+    /// Values sent to other replicas that cannot read theirs (counter).
+    pub values_lent: u64,
     /// Leaderships handed over because a value could not be read here (counter).
     pub leaderships_shed: u64,
     /// Bytes of values moved out of old segments (counter).
@@ -164,6 +174,8 @@ impl Core {
             checks: self.tally.checks,
             diverged: count(&|group| u64::from(group.checks.standing() == Standing::Diverged)),
             undecided: count(&|group| u64::from(group.checks.standing() == Standing::Undecided)),
+            values_repaired: self.tally.values_repaired,
+            repairs_open: self.repairs.len() as u64,
             ..self.counters
         }
     }

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 
 use coracle_raft::{BatchSeq, EntryKind, GroupId, NodeId, Record};
 
-pub use self::inspect::{Content, Levels};
+pub use self::inspect::{Content, Levels, Stored};
 use self::machine::{Machine, Written};
 pub use self::watch::Watch;
 use crate::command::decode;
@@ -562,6 +562,7 @@ impl Cluster {
             machine.release(group, batch);
         }
         self.divergences.extend(effects.divergences.drain(..).map(|found| (at, found)));
+        effects.repairs.clear();
         for (token, reply) in effects.replies.drain(..) {
             let place = self.answers.get_mut(&token);
             let place = place.unwrap_or_else(|| panic!("{token:?} was not asked: {reply:?}"));

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use coracle_raft::{Bug, LogPosition, NodeId, Payload, Place, SnapshotAck, SnapshotPiece, planted};
 
 use crate::ShardId;
+use crate::apply::Wanted;
 use crate::cache::Cache;
 use crate::checkpoint::{Install, Mark, PIECE_BYTES};
 use crate::cold::Waiter;
@@ -101,15 +102,35 @@ impl Group {
         self.fill_window(ack.from, turn);
     }
 
-    /// A value for a snapshot has been read, or cannot be.
-    pub(crate) fn snapshot_value(&mut self, to: NodeId, place: Place, payload: Option<Payload>) {
+    /// A value for a snapshot has been read.
+    pub(crate) fn snapshot_value(&mut self, to: NodeId, place: Place, payload: Payload) {
+        let Some(outgoing) = self.outgoing.get_mut(&to) else { return };
+        if let Some(frozen) = &mut outgoing.frozen {
+            frozen.fetched(place, payload);
+        }
+        self.snapshot_value_done(to);
+    }
+
+    /// A value for a snapshot came from another replica; `old` is where it could not be read.
+    pub(crate) fn snapshot_value_repaired(&mut self, to: NodeId, old: &Wanted, value: &[u8]) {
+        let Some(outgoing) = self.outgoing.get_mut(&to) else { return };
+        if let Some(frozen) = &mut outgoing.frozen {
+            frozen.repaired(&old.key, old.located, value);
+        }
+        self.snapshot_value_done(to);
+    }
+
+    /// A value for a snapshot cannot be had: it begins again, with what is there then.
+    pub(crate) fn snapshot_value_failed(&mut self, to: NodeId) {
+        if let Some(outgoing) = self.outgoing.get_mut(&to) {
+            outgoing.failed = true;
+            self.snapshot_value_done(to);
+        }
+    }
+
+    fn snapshot_value_done(&mut self, to: NodeId) {
         let Some(outgoing) = self.outgoing.get_mut(&to) else { return };
         outgoing.reading = outgoing.reading.saturating_sub(1);
-        match (payload, &mut outgoing.frozen) {
-            (Some(payload), Some(frozen)) => frozen.fetched(place, payload),
-            (Some(_), None) => {}
-            (None, _) => outgoing.failed = true,
-        }
         if outgoing.reading == 0 {
             self.resumed.push(to);
         }
@@ -178,7 +199,7 @@ impl Group {
             None => {
                 let shard = &shards[outgoing.next_shard];
                 // While commands wait in it, a shard is older than what is applied.
-                if self.stalls.holds(outgoing.next_shard) {
+                if self.stalls.holds(outgoing.next_shard) || self.has_lost(outgoing.next_shard) {
                     return None;
                 }
                 outgoing.next_shard += 1;
@@ -332,6 +353,7 @@ impl Group {
             self.store.replace_shard(thawed, turn.graveyard);
             self.drop_line(place, turn.out, turn.tally);
             self.dirty_keys.retain(|(shard, _)| *shard != place);
+            self.lost.retain(|lost| lost.shard != place);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Peer frames: what goes in comes out, in pieces of any size; damage is found and never panics.
 
 use coracle_engine::command::{Access, Command};
-use coracle_engine::{CoreAddr, CoreId, Forward, PeerMessage, Reply, SlotId, WallMillis};
+use coracle_engine::{
+    CoreAddr, CoreId, Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted, WallMillis,
+};
 use coracle_net::frame::{
     Decoder, FRAME_BYTES_MAX, FrameBuf, FrameError, HEADER_BYTES_MAX, Hello, Incoming, Part,
     REFUSAL_BYTES_MAX, Refusal, RefusalKind, SHARED_BYTES_MIN, TooLong, VERSION, encode,
@@ -130,6 +132,28 @@ fn one_of_each() -> Vec<PeerMessage> {
     ]
 }
 
+fn value_wanted(group: u32, version: u64, key: &[u8]) -> PeerMessage {
+    let (group, version) = (GroupId::new(group), LogIndex::new(version));
+    PeerMessage::ValueWanted(ValueWanted { id: 90, group, version, key: payload(key) })
+}
+
+fn value_answer(at: u64, value: Option<&[u8]>) -> PeerMessage {
+    let (at, value) = (LogIndex::new(at), value.map(payload));
+    PeerMessage::ValueAnswer(ValueAnswer { id: 90, at, value })
+}
+
+/// Requests for values, and answers to them.
+fn values() -> Vec<PeerMessage> {
+    vec![
+        value_wanted(5, 1 << 40, b"key"),
+        value_wanted(u32::MAX, u64::MAX, b""),
+        forward(10, Access::Read, b"between them"),
+        value_answer(17, Some(b"a value of the key")),
+        value_answer(18, Some(b"")),
+        value_answer(u64::MAX, None),
+    ]
+}
+
 fn hello() -> Hello {
     Hello {
         version: VERSION,
@@ -252,6 +276,7 @@ fn version_1_has_golden_bytes() {
     encode(&first, &mut frame).expect("short");
     // Of a kind that came later: what was there before stays as it was.
     encode(&later, &mut frame).expect("short");
+    encode(&values(), &mut frame).expect("short");
     let text: String = bytes_of(&frame)
         .chunks(16)
         .map(|row| {
@@ -593,6 +618,10 @@ fn arb_message() -> impl Strategy<Value = PeerMessage> {
         2 => (any::<u64>(), answer).prop_map(|(id, answer)| reply(id, answer)),
         1 => proptest::collection::vec(led, 0..5).prop_map(PeerMessage::Leads),
         1 => any::<Vec<u8>>().prop_map(|bytes| PeerMessage::Digests(payload(&bytes))),
+        1 => (any::<u32>(), any::<u64>(), any::<[u8; 3]>())
+            .prop_map(|(group, version, key)| value_wanted(group, version, &key)),
+        1 => (any::<u64>(), any::<Option<[u8; 9]>>())
+            .prop_map(|(at, value)| value_answer(at, value.as_ref().map(|value| &value[..]))),
     ]
 }
 
@@ -722,7 +751,7 @@ mod sealed {
         let vote = [raft(7, Body::VoteResponse { granted: true })];
         let error = forge(&vote, &row(4, 1), &row(4, 2));
         assert_eq!(error, FrameError::BadHeader("a field is set that the kind of message lacks"));
-        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[6, 1]));
+        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[8, 1]));
         assert_eq!(error, FrameError::BadHeader("unknown kind of message"));
 
         let messages = [append(4, &[b"a"])];
@@ -730,6 +759,18 @@ mod sealed {
         assert_eq!(error, FrameError::BadHeader("unknown kind of entry"));
         let error = forge(&messages, &u64s(&[3, 5, 2]), &u64s(&[3, 5, 2 | 1 << 32]));
         assert_eq!(error, FrameError::BadHeader("reserved field is not zero"));
+
+        let error = forge(&[value_wanted(3, 9, b"k")], &u32s(&[3, 0]), &u32s(&[3, 1]));
+        assert_eq!(error, FrameError::BadHeader("unknown flag of a request for a value"));
+        let answer = [value_answer(1 << 33 | 7, Some(b"v"))];
+        let row = |slot, flags| u32s(&[7, 2, slot, flags]);
+        for (slot, flags) in [(0, 2), (0, 3), (1, 1)] {
+            let error = forge(&answer, &row(0, 1), &row(slot, flags));
+            let want = "unknown flag of an answer with a value";
+            assert_eq!(error, FrameError::BadHeader(want), "{slot} {flags}");
+        }
+        let error = forge(&answer, &row(0, 1), &row(0, 0));
+        assert_eq!(error, FrameError::BadHeader("rows that belong to no message"));
 
         let slot = u32::from(SlotId::of_key(b"key").get());
         let forwards = [forward(1, Access::Write, b"x")];

@@ -252,6 +252,11 @@ fn stats(w: &mut Writer<'_>) {
     w.sum("coracle_divergences", |core| core.divergences);
     w.sum("coracle_groups_diverged", |core| core.diverged);
     w.sum("coracle_groups_undecided", |core| core.undecided);
+    w.sum("coracle_values_damaged", |core| core.values_damaged);
+    w.sum("coracle_values_repaired", |core| core.values_repaired);
+    w.sum("coracle_values_lent", |core| core.values_lent);
+    w.sum("coracle_repairs_open", |core| core.repairs_open);
+    w.sum("coracle_repairs_failed", |core| core.repairs_failed);
 }
 
 /// Clients want a master; every endpoint is one for the slots it leads.

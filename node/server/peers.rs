@@ -100,7 +100,12 @@ impl OutLinks {
             return;
         };
         let link = &mut self.links[index];
-        if link.queued_bytes > QUEUED_BYTES_MAX && matches!(message, PeerMessage::Raft { .. }) {
+        // Sent again by themselves.
+        let spare = matches!(
+            message,
+            PeerMessage::Raft { .. } | PeerMessage::ValueWanted(_) | PeerMessage::ValueAnswer(_)
+        );
+        if spare && link.queued_bytes > QUEUED_BYTES_MAX {
             return;
         }
         link.messages.push(message);

@@ -281,6 +281,7 @@ impl Storage {
             }
         }
         let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
+        effects.repairs.drain(..).for_each(|news| values::tell(&news));
         for read in effects.reads.drain(..) {
             if let Some(input) = self.values.read(read, log) {
                 core.handle(input);

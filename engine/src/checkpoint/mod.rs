@@ -268,10 +268,10 @@ impl Core {
         Cycle { number, next: (0, 0), values_from, taken: Vec::new(), stage: Stage::Sections }
     }
 
-    /// A shard's section; `None` while commands wait in it for a value.
+    /// A shard's section; `None` while commands wait in it for a value, or it lacks one.
     fn take_section(&self, place: usize, shard: usize, cycle: &mut Cycle) -> Option<Vec<u8>> {
         let group = &self.groups[place];
-        if group.stalls.holds(shard) {
+        if group.stalls.holds(shard) || group.has_lost(shard) {
             return None;
         }
         let content = &group.store.shards()[shard];

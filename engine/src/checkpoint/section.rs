@@ -76,6 +76,7 @@ pub(crate) fn encode(about: &About, shard: &Shard, lacks_expiries: bool) -> Alig
                 (IN_SECTION, 0)
             }
             Value::Log(located) => (located.place.get(), located.arg),
+            Value::Lost(_) => unreachable!("a shard that lacks bytes is in no checkpoint"),
         };
         let narrow = |len: usize| u32::try_from(len).expect("keys and values are bounded");
         section.items.push(Entry {

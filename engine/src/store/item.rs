@@ -92,6 +92,8 @@ pub(crate) enum Value {
     Memory(Vec<u8>),
     /// In the log.
     Log(Located),
+    /// Unknown here for now, see [`crate::lost`]; the length is known, and is that of a long value.
+    Lost(u32),
 }
 
 impl Value {
@@ -99,12 +101,13 @@ impl Value {
         match self {
             Self::Memory(bytes) => bytes.len(),
             Self::Log(located) => located.len as usize,
+            Self::Lost(len) => *len as usize,
         }
     }
 
     pub(crate) const fn located(&self) -> Option<Located> {
         match self {
-            Self::Memory(_) => None,
+            Self::Memory(_) | Self::Lost(_) => None,
             Self::Log(located) => Some(*located),
         }
     }
@@ -112,8 +115,13 @@ impl Value {
     pub(crate) const fn memory_bytes(&self) -> usize {
         match self {
             Self::Memory(bytes) => bytes.len(),
-            Self::Log(_) => 0,
+            Self::Log(_) | Self::Lost(_) => 0,
         }
+    }
+
+    /// Whether its bytes are known to nobody here.
+    pub(crate) const fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
     }
 
     /// Whether it should be written out to the log.

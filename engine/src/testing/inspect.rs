@@ -1,8 +1,8 @@
 //! Views into a core for those who check it.
 
-use coracle_raft::{GroupId, LogIndex, Raft};
+use coracle_raft::{GroupId, LogIndex, Place, Raft};
 
-use crate::store::Item;
+use crate::store::{Item, Located};
 use crate::{Core, SlotId};
 
 /// What waits in a core and what it holds; every number has a limit in [`crate::CoreConfig`].
@@ -37,7 +37,52 @@ pub struct Content {
     pub log_clock: u64,
 }
 
+/// A value that the index has in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Whose.
+    pub group: GroupId,
+    /// The key.
+    pub key: Vec<u8>,
+    /// Index of the entry that changed it last.
+    pub version: LogIndex,
+    /// Where its record stands.
+    pub place: Place,
+    /// Bytes that the record's payload has at least.
+    pub payload_len: u64,
+    /// Its record may hold values of other keys behind it.
+    pub is_one_of_many: bool,
+}
+
 impl Core {
+    /// The values that the index has in the log, in any order.
+    pub fn stored_values(&self) -> impl Iterator<Item = Stored> {
+        let shards = |group: &crate::group::Group| group.store.shards().len();
+        let all = self.groups.iter().flat_map(move |group| {
+            (0..shards(group)).flat_map(move |at| {
+                group.store.shards()[at].items().map(move |item| (group.id, item))
+            })
+        });
+        all.filter_map(|(group, item)| {
+            let (located, key) = (item.value.located()?, item.key.bytes());
+            Some(Stored {
+                group,
+                key: key.to_vec(),
+                version: item.version,
+                place: located.place,
+                payload_len: located.payload_len(key) as u64,
+                is_one_of_many: located.arg != Located::MOVED,
+            })
+        })
+    }
+
+    /// The version of a key whose value this replica has.
+    pub fn version_of(&self, group: GroupId, key: &[u8]) -> Option<LogIndex> {
+        let group = &self.groups[self.place(group)?];
+        let item = group.store.shard(SlotId::of_key(key))?.peek(key)?;
+        (!item.value.is_lost()).then_some(item.version)
+    }
+
     /// Consensus of one group; `None` if it has no replica here.
     pub fn raft(&self, group: GroupId) -> Option<&Raft> {
         Some(&self.groups[self.place(group)?].raft)

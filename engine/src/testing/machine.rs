@@ -148,7 +148,7 @@ impl Machine {
     /// Reads a part of a segment.
     pub(super) fn scan(&self, scan: ScanSegment) -> (Vec<(Place, Record)>, Option<u64>) {
         let range = Place::new(scan.segment, scan.from)..Place::new(scan.segment + 1, 0);
-        let mut found = self.values.range(range);
+        let mut found = self.values.range(range).filter(|(at, _)| !self.damaged.contains(at));
         let records: Vec<_> =
             found.by_ref().take(SCAN_RECORDS).map(|(&at, record)| (at, record.clone())).collect();
         (records, found.next().map(|(next, _)| next.offset()))

@@ -12,6 +12,7 @@ mod nemesis;
 mod pipeline;
 #[cfg(feature = "planted")]
 mod planted;
+mod repair;
 mod routing;
 mod values;
 

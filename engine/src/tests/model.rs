@@ -290,6 +290,7 @@ impl Replica {
                     assert!(fetched.is_empty(), "all is asked for at once");
                     fetched = self.fetch(&wanted);
                 }
+                Err(NotYet::Lost) => unreachable!("every value can be read here"),
             }
         }
     }

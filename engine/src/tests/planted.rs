@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, catch_unwind};
 use coracle_raft::{Body, Bug, GroupId, LogIndex, Message, NodeId, Term, plant};
 
 use super::checkpoint::{base, cluster, full_checkpoint, write_some};
-use super::{checkpoint, divergence, faults, keyspace, nemesis, pipeline, show, values};
+use super::{checkpoint, divergence, faults, keyspace, nemesis, pipeline, repair, show, values};
 use crate::command::decode;
 use crate::testing::{addr, map_of};
 use crate::{
@@ -86,6 +86,8 @@ fn other_tests_find_planted_bugs() {
         (Bug::MovedOverNewer, values::values_move_out_of_old_segments, ""),
         (Bug::CheckpointFinishedEarly, values::a_checkpoint_waits_for_what_it_refers_to, ""),
         (Bug::SnapshotLacksExpiries, behind, "data differs"),
+        (Bug::RepairTakesAnyVersion, repair::a_shard_goes_on_with_what_is_far_ahead, ""),
+        (Bug::LostWithoutProof, repair::a_shard_waits_while_no_replica_has_the_value, ""),
         (Bug::StalledShardOvertaken, values::a_shard_that_waits_keeps_its_order, ""),
         (
             Bug::FlushOvertakes,

@@ -126,6 +126,9 @@ impl Size {
             PeerMessage::ForwardReply { .. } => size_of::<u64>() + blob,
             PeerMessage::Digests(_) => blob,
             PeerMessage::Leads(led) => led.len() * size_of::<ArchivedLedV1>(),
+            PeerMessage::ValueWanted(_) | PeerMessage::ValueAnswer(_) => {
+                size_of::<ArchivedForwardV1>() + blob
+            }
         };
         Self {
             header_bytes: size_of::<ArchivedRunV1>() + rows,

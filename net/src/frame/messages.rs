@@ -1,7 +1,7 @@
 //! Messages as rows of the wire tables, and back.
 
 use coracle_engine::command::{Access, Command};
-use coracle_engine::{Forward, PeerMessage, Reply, SlotId, WallMillis};
+use coracle_engine::{Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted, WallMillis};
 use coracle_raft::{
     AppendOutcome, Body, Entry, EntryKind, GroupId, LogIndex, LogPosition, Message, NodeId,
     Payload, Term,
@@ -9,8 +9,8 @@ use coracle_raft::{
 use rkyv::util::AlignedVec;
 
 use super::wire::{
-    ArchivedMessagesV1, BlobV1, EntryV1, ForwardV1, LedV1, MessagesV1, RaftV1, RunV1, entry_kind,
-    forward_flag, raft_kind, run,
+    ArchivedMessagesV1, BlobV1, EntryV1, ForwardV1, LedV1, MessagesV1, RaftV1, RunV1, answer_flag,
+    entry_kind, forward_flag, raft_kind, run,
 };
 use super::{FRAME_BYTES_MAX, FrameError};
 use crate::resp::{Protocol, encode_reply, parse_reply};
@@ -113,6 +113,17 @@ impl Tables {
                         reserved: 0,
                     }));
                 }
+                PeerMessage::ValueWanted(ValueWanted { id, group, version, .. }) => {
+                    wire.count_run(run::VALUE_WANTED);
+                    let (id, at, slot) = (*id, version.get(), group.get());
+                    wire.forwards.push(ForwardV1 { id, at, slot, flags: 0 });
+                }
+                PeerMessage::ValueAnswer(ValueAnswer { id, at, value }) => {
+                    wire.count_run(run::VALUE_ANSWER);
+                    let flags = if value.is_some() { answer_flag::FOUND } else { 0 };
+                    let (id, at) = (*id, at.get());
+                    wire.forwards.push(ForwardV1 { id, at, slot: 0, flags });
+                }
             }
             wire.blobs.extend(payloads_of(message).map(|payload| BlobV1 {
                 len_bytes: payload.len() as u32,
@@ -134,6 +145,8 @@ pub(super) fn payloads_of(message: &PeerMessage) -> impl Iterator<Item = &Payloa
         },
         PeerMessage::Forward(forward) => (&[], [Some(&forward.command.payload), None]),
         PeerMessage::Digests(said) => (&[], [Some(said), None]),
+        PeerMessage::ValueWanted(wanted) => (&[], [Some(&wanted.key), None]),
+        PeerMessage::ValueAnswer(answer) => (&[], [answer.value.as_ref(), None]),
         PeerMessage::ForwardReply { .. } | PeerMessage::Leads(_) => (&[], [None, None]),
     };
     entries.iter().map(|entry| &entry.payload).chain(pair.into_iter().flatten())
@@ -331,6 +344,8 @@ pub(super) fn read_messages(
             run::FORWARD => reader.repeat(row.count, &mut messages, Reader::forward)?,
             run::REPLY => reader.repeat(row.count, &mut messages, Reader::reply)?,
             run::DIGESTS => reader.repeat(row.count, &mut messages, Reader::digests)?,
+            run::VALUE_WANTED => reader.repeat(row.count, &mut messages, Reader::value_wanted)?,
+            run::VALUE_ANSWER => reader.repeat(row.count, &mut messages, Reader::value_answer)?,
             _ => return Err(FrameError::BadHeader("unknown kind of message")),
         }
     }
@@ -412,6 +427,27 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
                 payload: self.payload()?,
             },
         }))
+    }
+
+    fn value_wanted(&mut self) -> Result<PeerMessage, FrameError> {
+        let row = self.forwards.next().ok_or(TOO_FEW)?;
+        if row.flags != 0 {
+            return Err(FrameError::BadHeader("unknown flag of a request for a value"));
+        }
+        let (group, version) = (GroupId::new(row.slot), LogIndex::new(row.at));
+        let key = self.payload()?;
+        Ok(PeerMessage::ValueWanted(ValueWanted { id: row.id, group, version, key }))
+    }
+
+    fn value_answer(&mut self) -> Result<PeerMessage, FrameError> {
+        let row = self.forwards.next().ok_or(TOO_FEW)?;
+        if row.flags & !answer_flag::FOUND != 0 || row.slot != 0 {
+            return Err(FrameError::BadHeader("unknown flag of an answer with a value"));
+        }
+        let found = row.flags & answer_flag::FOUND != 0;
+        let value = if found { Some(self.payload()?) } else { None };
+        let at = LogIndex::new(row.at);
+        Ok(PeerMessage::ValueAnswer(ValueAnswer { id: row.id, at, value }))
     }
 
     fn reply(&mut self) -> Result<PeerMessage, FrameError> {

@@ -71,6 +71,10 @@ pub(crate) mod run {
     pub(crate) const LEADS: u32 = 4;
     /// Each is a blob.
     pub(crate) const DIGESTS: u32 = 5;
+    /// Rows of `forwards`, see [`super::ForwardV1`].
+    pub(crate) const VALUE_WANTED: u32 = 6;
+    /// Rows of `forwards`, see [`super::ForwardV1`].
+    pub(crate) const VALUE_ANSWER: u32 = 7;
 }
 
 /// A message of consensus. Which of `position`, `number`, `round` and `flag` mean something, and
@@ -140,7 +144,13 @@ pub(crate) mod entry_kind {
     pub(crate) const MEMBERSHIP: u32 = 3;
 }
 
-/// A forwarded command; its payload is a blob.
+/// A request with a number, or an answer to one. What the fields mean depends on the run:
+///
+/// | run | `at` | `slot` | `flags` | blob |
+/// |---|---|---|---|---|
+/// | [`run::FORWARD`] | wall time | slot | [`forward_flag`] | the command |
+/// | [`run::VALUE_WANTED`] | version | group | 0 | the key |
+/// | [`run::VALUE_ANSWER`] | as of which entry | 0 | [`answer_flag`] | the value, if there is one |
 #[derive(Archive, Serialize, Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(crate) struct ForwardV1 {
@@ -155,6 +165,11 @@ pub(crate) struct ForwardV1 {
 pub(crate) mod forward_flag {
     pub(crate) const WRITE: u32 = 1;
     pub(crate) const ALL: u32 = WRITE;
+}
+
+/// Bits of [`ForwardV1::flags`] in an answer.
+pub(crate) mod answer_flag {
+    pub(crate) const FOUND: u32 = 1;
 }
 
 /// A group and the term its leader leads in.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use coracle_engine::{Input, ReadValue, ScanSegment};
+use coracle_engine::{Input, ReadValue, RepairNews, ScanSegment};
 use coracle_raft::Record;
 use coracle_ring::{AlignedBuf, Ring};
 use coracle_wal::{Decoded, LoadError, RealDisk, ScanRead, SegmentId, ValueRead, Wal};
@@ -110,10 +110,7 @@ impl Values {
         match decoded {
             Ok(Decoded::Record(record)) => Some(value(id, Ok(record))),
             Ok(Decoded::Longer(longer)) => self.issue(id, longer, log),
-            Err(error) => {
-                tracing::warn!(target: "wal", error, "a value cannot be read");
-                Some(value(id, Err(error)))
-            }
+            Err(error) => Some(value(id, Err(error))),
         }
     }
 
@@ -160,6 +157,20 @@ impl Values {
             tracing::warn!(target: "wal", segment, %error, "cannot read it for moving its values");
         }
         Input::Scanned { scan, records: Vec::new(), next: Some(scan.from) }
+    }
+}
+
+/// Tells of values that were found damaged, and of their repair.
+pub(super) fn tell(news: &RepairNews) {
+    match news {
+        RepairNews::Damaged { group, place, why } => {
+            let (group, segment, offset) = (group.get(), place.segment(), place.offset());
+            tracing::warn!(target: "wal", group, segment, offset, why, "a value is damaged");
+        }
+        RepairNews::Repaired { group, place } => {
+            let (group, segment, offset) = (group.get(), place.segment(), place.offset());
+            tracing::info!(target: "wal", group, segment, offset, "a damaged value is repaired");
+        }
     }
 }
 
