@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod ledger;
+pub mod stored;
 
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};

@@ -145,18 +145,18 @@ impl Values {
         self.buffers.give(buffer);
         if scanned.damaged && self.told.replace(scan.segment) != Some(scan.segment) {
             let segment = scan.segment;
-            tracing::warn!(target: "wal", segment, "damaged: some of its values cannot be moved");
+            tracing::warn!(target: "wal", segment, "damaged: some of its values are read one by one");
         }
         Some(Input::Scanned { scan, records: scanned.records, next: scanned.next })
     }
 
-    /// The same part is tried again when it is its turn.
+    /// What is in use in it is read value by value, and repaired where that fails.
     fn scan_failed(&mut self, scan: ScanSegment, error: &io::Error) -> Input {
         if self.told.replace(scan.segment) != Some(scan.segment) {
             let segment = scan.segment;
             tracing::warn!(target: "wal", segment, %error, "cannot read it for moving its values");
         }
-        Input::Scanned { scan, records: Vec::new(), next: Some(scan.from) }
+        Input::Scanned { scan, records: Vec::new(), next: None }
     }
 }
 

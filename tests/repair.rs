@@ -1,0 +1,139 @@
+//! Values that rot on the disks of real nodes are fetched from the other nodes.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use common::client::Client;
+use common::stored::{check_with, files, flip, in_flight, info, value, write};
+use common::{Cluster, Node, Options, wait_until};
+use coracle_engine::Reply;
+
+const KEYS: usize = 300;
+const VALUE: usize = 8 << 10;
+
+/// Where the first values of keys like `cold:7` stand in the oldest segment of a node: each behind
+/// its length.
+fn places(node: &Node) -> BTreeMap<String, u64> {
+    let bytes = fs::read(&files(node, ".seg")[0]).expect("a segment");
+    let len = u32::try_from(VALUE).expect("small").to_le_bytes();
+    let starts = (4..bytes.len() - VALUE).filter(|&at| bytes[at - 4..at] == len);
+    let starts = starts.filter(|&at| bytes[at..].starts_with(b"cold:"));
+    let key = |at: usize| {
+        let end = bytes[at..].iter().position(|&byte| byte == b'/').expect("key/version");
+        String::from_utf8(bytes[at..at + end].to_vec()).expect("text")
+    };
+    starts.map(|at| (key(at), at as u64)).collect()
+}
+
+/// Damages the values of some keys in a node's oldest segment.
+fn damage<'a>(node: &Node, keys: impl Iterator<Item = &'a String>) -> u64 {
+    let (file, places) = (&files(node, ".seg")[0], places(node));
+    let mut count = 0;
+    for key in keys {
+        flip(file, places[key] + 100);
+        count += 1;
+    }
+    count
+}
+
+/// A connection on which a node answers reads by itself.
+fn reader(node: &Node) -> Client {
+    let mut client = node.client();
+    assert_eq!(client.run("READONLY"), Reply::OK);
+    client
+}
+
+/// Writes other keys until no recovery reads the oldest segments.
+fn bury(cluster: &Cluster, version: &mut u32) {
+    let keys = Cluster::keys("filler", 64);
+    let mut client = cluster.nodes[0].client();
+    let newest = |node: &Node| files(node, ".ckp").pop();
+    let before: Vec<_> = cluster.nodes.iter().map(newest).collect();
+    let segments: Vec<_> = cluster.nodes.iter().map(|node| files(node, ".seg").len()).collect();
+    wait_until("old segments hold values only", || {
+        *version += 1;
+        write(&mut client, &keys, *version, 64 << 10);
+        cluster.nodes.iter().zip(&before).zip(&segments).all(|((node, before), &segments)| {
+            newest(node) > *before && files(node, ".seg").len() >= segments + 4
+        })
+    });
+}
+
+/// Damage on all nodes, in different values and in part in the same ones on two of three: while
+/// they run and while they are down. Nothing is lost, and every node has all of it again.
+#[test]
+fn values_that_rot_on_all_nodes_are_repaired() {
+    let flags = "--value-cache 0 --checkpoint-bytes 1MiB";
+    let flags = flags.split_whitespace().map(str::to_owned).collect();
+    let mut cluster = Cluster::start(&Options { flags, ..Options::default() });
+    let keys = Cluster::keys("cold", KEYS);
+    write(&mut cluster.nodes[0].client(), &keys, 1, VALUE);
+    let mut version = 0;
+    bury(&cluster, &mut version);
+    bury(&cluster, &mut version);
+
+    // Of the first half each value rots on one running node, some on two.
+    let (first, second) = keys.split_at(KEYS / 2);
+    let mut damaged = 0;
+    for node in 0..3 {
+        let here = first.iter().enumerate().filter(|&(n, _)| n % 3 == node || n % 7 == node);
+        damaged += damage(&cluster.nodes[node], here.map(|(_, key)| key));
+    }
+    // Of these some are changed before anybody reads them.
+    let changed: Vec<String> = first.iter().step_by(10).cloned().collect();
+    let append = |client: &mut Client, key: &String| client.send(&["APPEND", key, "more"]);
+    let append = |client: &mut Client, key: &String| append(client, key).expect("send");
+    in_flight(&mut cluster.nodes[1].client(), &changed, &append, &|key, reply| {
+        assert_eq!(reply, Reply::Integer(VALUE as i64 + 4), "{key}");
+    });
+    let want = |key: &str| {
+        let mut value = value(key, 1, VALUE);
+        if changed.iter().any(|changed| changed == key) {
+            value.extend_from_slice(b"more");
+        }
+        value
+    };
+    for node in &cluster.nodes {
+        check_with(&mut reader(node), &keys, &want);
+    }
+    let count = |cluster: &Cluster, name: &str| -> u64 {
+        cluster.nodes.iter().map(|node| info(&mut node.client(), name)).sum()
+    };
+    wait_until("all is repaired", || {
+        count(&cluster, "coracle_values_repaired") >= damaged
+            && count(&cluster, "coracle_repairs_open") == 0
+    });
+    assert!(count(&cluster, "coracle_values_lent") >= damaged);
+    for node in &cluster.nodes {
+        let log = node.log();
+        let found = log.lines().find(|line| line.contains("a value is damaged"));
+        let found = found.unwrap_or_else(|| panic!("nothing in {log}"));
+        assert!(
+            ["group=", "segment=", "offset="].iter().all(|part| found.contains(part)),
+            "{found}"
+        );
+        assert!(log.contains("a damaged value is repaired"), "node {}", node.id);
+    }
+    // What was repaired is read from its new place.
+    let failed = count(&cluster, "coracle_failed_reads");
+    for node in &cluster.nodes {
+        check_with(&mut reader(node), &keys, &want);
+    }
+    assert_eq!(count(&cluster, "coracle_failed_reads"), failed);
+
+    // The second half rots on nodes that are down.
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    for node in 0..3 {
+        let here = second.iter().enumerate().filter(|&(n, _)| n % 3 == node || n % 7 == node);
+        damage(&cluster.nodes[node], here.map(|(_, key)| key));
+    }
+    cluster.nodes.iter_mut().for_each(Node::start);
+    cluster.wait_until_ready();
+    for node in &cluster.nodes {
+        assert_eq!(info(&mut node.client(), "coracle_groups_hosted"), 4, "node {}", node.id);
+        check_with(&mut reader(node), &keys, &want);
+    }
+    assert!(count(&cluster, "coracle_values_repaired") > 100);
+}
