@@ -138,6 +138,26 @@ fn lost_batch_header_clears_groups_with_later_records() {
     assert!(!again.report.is_damaged(group(2)));
 }
 
+/// The header of the very first segment is lost, and with it a group's only entry: that its vote
+/// stands at the start of the next segment once more does not make the group whole (`rot 20 256`).
+#[test]
+fn the_loss_of_the_first_segment_is_told_of_every_group_in_it() {
+    let mut rig = Rig::new();
+    rig.commit(&[vote(1, 1, 1), entry(1, 1, 1, 20), vote(2, 1, 1)]);
+    let mut at = 0;
+    while rig.live().len() < 3 {
+        at += 1;
+        rig.commit(&[entry(2, 1, at, 3000)]);
+    }
+    rig.idle();
+    assert_eq!(rig.log_start(), 1);
+    rig.disk.make_unreadable("0000000001.seg", 0..4096);
+    let again = Rig::reopen(&rig.disk);
+    for of in [1, 2] {
+        assert!(again.report.is_damaged(group(of)), "group {of}: {:?}", again.report);
+    }
+}
+
 /// The evidence of a loss does not fade when the damaged group writes again.
 #[test]
 fn damage_stays_until_the_group_is_reset() {

@@ -229,9 +229,10 @@ impl Evidence {
 }
 
 fn first_event_after(events: &[Loss], lsn: Lsn) -> Option<&Loss> {
-    // Nearly always there is none; then this is one comparison.
-    events.last().filter(|event| event.lsn > lsn)?;
-    events.iter().find(|event| event.lsn > lsn)
+    // Nearly always there is none; then this is one comparison. No record stands where an event
+    // is, but a group without records is at 0, and the very first segment may be lost from there.
+    events.last().filter(|event| event.lsn >= lsn)?;
+    events.iter().find(|event| event.lsn >= lsn)
 }
 
 impl GroupEvidence {
