@@ -58,6 +58,8 @@ pub(crate) struct Client {
     pub(crate) open: Vec<Open>,
     /// Does what it is told instead of what it likes.
     pub(crate) probing: bool,
+    /// It reads from the replica that it is connected to.
+    pub(crate) stays_with_replica: bool,
     written: u64,
 }
 
@@ -89,6 +91,7 @@ impl Client {
             serial: 0,
             open: Vec::new(),
             probing: false,
+            stays_with_replica: false,
             written: 0,
         };
         client.connect(host, rng);
@@ -101,6 +104,9 @@ impl Client {
         self.serial += 1;
         self.via = if rng.chance(0.3) { Via::Core } else { Via::Plain };
         self.read_mode = if rng.chance(0.4) { ReadMode::AnyReplica } else { ReadMode::Leader };
+        if self.stays_with_replica {
+            (self.via, self.read_mode) = (Via::Plain, ReadMode::AnyReplica);
+        }
         self.protocol = if rng.chance(0.5) { Protocol::Resp2 } else { Protocol::Resp3 };
     }
 

@@ -95,6 +95,16 @@ impl SimDisk {
         Some(format!("{count} sectors from {first} of {name}"))
     }
 
+    /// Changes bits of one byte, durably.
+    pub(crate) fn flip(&self, name: &str, at: u64, mask: u8) {
+        self.mem.flip(name, at as usize, mask);
+    }
+
+    /// Makes a part of a file unreadable.
+    pub(crate) fn make_unreadable(&self, name: &str, range: std::ops::Range<u64>) {
+        self.mem.make_unreadable(name, range);
+    }
+
     /// A file and a place in it where something is written, or damage would be of a kind that
     /// nobody can ever see; and where its content ends.
     fn any_place(&self, rng: &mut Rng) -> Option<(String, usize, usize)> {

@@ -193,6 +193,7 @@ impl World {
             Fault::BitRot | Fault::BadSector | Fault::Misdirect | Fault::StaleBlock => {
                 return self.damage(fault);
             }
+            Fault::OldValue => return self.damage_old_values(),
             Fault::Wipe => return self.wipe(long),
             Fault::OldCopy => return self.old_copy(long),
         }

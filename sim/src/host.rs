@@ -136,6 +136,8 @@ pub(crate) struct Host {
     pub(crate) write_fails: bool,
     /// Something in its log was damaged on purpose.
     pub(crate) damaged: bool,
+    /// Values in its old segments were, which other replicas have.
+    pub(crate) values_damaged: bool,
     /// What was damaged is one checkpoint, once, and no more: recovery takes the one before.
     pub(crate) only_checkpoint: bool,
 }
@@ -162,6 +164,7 @@ impl Host {
             disk_slowness: 1,
             write_fails: false,
             damaged: false,
+            values_damaged: false,
             only_checkpoint: false,
         }
     }

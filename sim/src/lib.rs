@@ -24,6 +24,7 @@ mod queue;
 pub mod report;
 mod rng;
 pub mod run;
+mod spoil;
 mod storage;
 pub mod trace;
 mod traffic;

@@ -11,7 +11,6 @@ use crate::plan::{Fault, MS, SECOND};
 use crate::queue::Micros;
 use crate::report::Failure;
 use crate::storage::Storage;
-use crate::values::old_segments_are_whole;
 use crate::world::{Event, Step, World};
 
 /// Writes of one log in flight, as in the node.
@@ -210,13 +209,6 @@ impl World {
         };
         for group in self.map.groups_on(addr).filter(|&group| report.is_damaged(group)) {
             recovery.mark_damaged(group, "its part of the log is damaged");
-        }
-        if self.hosts[host].damaged && !old_segments_are_whole(&wal) {
-            // Replicas do not repair each other's values yet: one with damage among those that
-            // recovery does not look at stays out.
-            for group in self.map.groups_on(addr) {
-                recovery.mark_damaged(group, "its values are damaged");
-            }
         }
         let damaged = recovery.damaged();
         self.counters.groups_damaged += damaged.len() as u64;

@@ -143,6 +143,8 @@ kinds! {
     StaleBlock "stale-block" Rot,
     /// A few sectors of one node's log cannot be read any more.
     BadSector "bad-sector" Rot,
+    /// Values in old segments of any node are damaged, different ones on different nodes.
+    OldValue "old-value" Mix Crash Network Disk Rot,
     /// One node's disks are replaced by empty ones.
     Wipe "wipe" Amnesia,
     /// A copy of one node's disks is made; later it takes their place.
@@ -348,6 +350,10 @@ impl Plan {
             checkpoint_every: *rng.pick(&[4 << 10, 32 << 10, 128 << 10, 512 << 10]),
             checkpoint_step: *rng.pick(&[1, 4096, 32 << 10]),
         };
+        let (load, disk) = match faults.contains(&Fault::OldValue) {
+            true => with_old_values(load, disk, &mut rng),
+            false => (load, disk),
+        };
         let groups = rng.between(1, 4) as u32;
         let shards = (rng.between(1, 4) as u16) * groups as u16;
         // Of five nodes some may have no replica: no log to damage.
@@ -376,6 +382,42 @@ impl Plan {
             load,
         }
     }
+}
+
+impl Plan {
+    /// Whether some fault may damage the victim for good.
+    pub(crate) fn hits_victim(&self) -> bool {
+        let permanent = |fault: &Fault| {
+            matches!(
+                fault,
+                Fault::BitRot
+                    | Fault::Misdirect
+                    | Fault::StaleBlock
+                    | Fault::BadSector
+                    | Fault::Wipe
+                    | Fault::OldCopy
+            )
+        };
+        self.faults.iter().any(permanent)
+    }
+}
+
+/// Load and disks with which there soon are values in segments that recovery does not read, and
+/// that are read from there.
+fn with_old_values(load: LoadPlan, disk: DiskPlan, rng: &mut Rng) -> (LoadPlan, DiskPlan) {
+    let load = LoadPlan { value_bytes_max: *rng.pick(&[300, 6000]), long_values: 0.8, ..load };
+    let segment_bytes = if load.value_bytes_max < 1000 { 128 << 10 } else { 512 << 10 };
+    let disk = DiskPlan {
+        segment_bytes,
+        checkpoint_segments: *rng.pick(&[1, 2]),
+        gc_segments: *rng.pick(&[2, 6, 40]),
+        value_cache_bytes: *rng.pick(&[0, 0, 4 << 10]),
+        computed_bytes: *rng.pick(&[0, 1 << 10]),
+        checkpoint_every: *rng.pick(&[4 << 10, 16 << 10]),
+        checkpoint_step: *rng.pick(&[4096, 32 << 10]),
+        ..disk
+    };
+    (load, disk)
 }
 
 impl fmt::Display for Plan {

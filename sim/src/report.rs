@@ -87,6 +87,12 @@ counters! {
     value_reads,
     /// Parts of old segments that were read.
     scans,
+    /// Values found damaged, for which other replicas were asked.
+    values_damaged,
+    /// Damaged values that stood in the log again.
+    values_repaired,
+    /// Times that all other replicas were asked for a value in vain.
+    repairs_failed,
     /// Shard snapshots made durable.
     checkpoints,
     /// Snapshots taken over from leaders.
@@ -114,6 +120,9 @@ impl Counters {
         self.snapshots += stats.snapshots_installed;
         self.forwards += stats.forwarded;
         self.lost_proposals += stats.lost_proposals;
+        self.values_damaged += stats.values_damaged;
+        self.values_repaired += stats.values_repaired;
+        self.repairs_failed += stats.repairs_failed;
     }
 
     pub(crate) const fn count_answer(&mut self, write: bool) {

@@ -413,6 +413,23 @@ fn read_everything(world: &mut World) -> Step {
     // Also those that a pipeline alone has ever used.
     let keys: BTreeSet<Bytes> = world.history.iter().map(|op| Arc::clone(&op.key)).collect();
     let keys: Vec<Bytes> = keys.into_iter().collect();
+    read_all(world, prober, &keys)?;
+    if !world.plan.faults.contains(&Fault::OldValue) {
+        return Ok(());
+    }
+    // What was damaged at one replica must be whole there again.
+    world.clients[prober].stays_with_replica = true;
+    let whole = |node: &usize| !world.nodes[*node].damaged && !world.nodes[*node].amnesiac;
+    let nodes: Vec<usize> = (0..world.nodes.len()).filter(whole).collect();
+    for node in nodes {
+        world.open_hosts = world.hosts_of(node).collect();
+        read_all(world, prober, &keys)?;
+    }
+    Ok(())
+}
+
+/// Reads keys until all are answered.
+fn read_all(world: &mut World, prober: usize, keys: &[Bytes]) -> Step {
     for some in keys.chunks(LAST_LOOK) {
         let mut tries = 0;
         while !ask(world, prober, some.iter().map(|key| op(key, OpKind::Get)).collect())? {

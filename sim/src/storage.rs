@@ -49,6 +49,10 @@ pub(crate) struct Storage {
     /// A lie that was told and that nobody has asked about yet.
     told: Option<Lie>,
     lied: Lied,
+    /// The newest segment, and where the log proper was seen to start when it and the two before
+    /// it were new, oldest first.
+    newest: u64,
+    starts: [u64; 3],
 }
 
 /// Whether a deception of the disk can be told from a write that was cut short.
@@ -71,6 +75,7 @@ impl Storage {
     /// A log as recovery left it.
     pub(crate) fn new(wal: Wal<SimDisk>, gather: Micros, newest: Option<u64>) -> Self {
         let files = CheckpointFiles::new(wal.options().identity, newest);
+        let start = wal.log_start().number();
         Self {
             wal,
             writes: BTreeMap::new(),
@@ -92,7 +97,20 @@ impl Storage {
             lie: None,
             told: None,
             lied: Lied::No,
+            newest: 0,
+            starts: [start; 3],
         }
+    }
+
+    /// No recovery reads segments before this one, even if the newest segment start is lost.
+    pub(crate) const fn unread_before(&self) -> u64 {
+        self.starts[0]
+    }
+
+    /// The file of a segment.
+    pub(crate) fn file_of(&self, segment: u64) -> Option<String> {
+        let found = self.wal.live_segments().find(|id| id.number() == segment);
+        found.map(coracle_wal::SegmentId::file_name)
     }
 
     /// The disk deceives the next write. Until then, and if there is none, nothing is damaged.
@@ -158,6 +176,11 @@ impl Storage {
     /// Bytes of checkpoint to write now, 0 if none are due, and the segment before which old ones
     /// are to be emptied, if any are.
     pub(crate) fn take_upkeep(&mut self, plan: &DiskPlan) -> (usize, Option<u64>) {
+        let newest = self.wal.live_segments().last().map_or(0, |segment| segment.number());
+        if newest > self.newest {
+            self.newest = newest;
+            self.starts = [self.starts[1], self.starts[2], self.wal.log_start().number()];
+        }
         if self.owed_bytes < plan.checkpoint_every || !self.files.is_idle() {
             return (0, None);
         }

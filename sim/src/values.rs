@@ -125,28 +125,6 @@ fn read_at(
     Ok(buffer)
 }
 
-/// Whether everything can be read in the segments that recovery does not look into.
-pub(crate) fn old_segments_are_whole(wal: &Wal<SimDisk>) -> bool {
-    let old = wal.live_segments().take_while(|&segment| segment < wal.log_start());
-    old.into_iter().all(|segment| {
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let Some(read) = wal.locate_scan(segment.number(), from, SCAN_BYTES) else {
-                return false;
-            };
-            let Ok(buffer) = read_at(wal, read.segment, read.offset, read.len) else {
-                return false;
-            };
-            let scanned = wal.decode_scan(&read, &buffer);
-            if scanned.damaged {
-                return false;
-            }
-            next = scanned.next;
-        }
-        true
-    })
-}
-
 /// The checkpoint files of one core.
 pub(crate) struct CheckpointFiles {
     identity: Identity,

@@ -431,6 +431,7 @@ impl World {
         if let Some(from) = effects.values_from.take() {
             storage.release_values(from);
         }
+        effects.repairs.clear();
         storage.push_checkpoint(effects.checkpoint.drain(..));
         let (budget, emptied) = storage.take_upkeep(&self.plan.disk);
         if budget > 0 {
