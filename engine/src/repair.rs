@@ -22,17 +22,21 @@ use crate::gc::{From, Target};
 use crate::lost::{LOST_MAX, Lost};
 use crate::moved::Moved;
 use crate::store::{Item, Located, Value};
+use crate::task::try_again;
 use crate::{CoreAddr, PeerMessage, RepairNews, ShardId, SlotId, ValueAnswer, ValueWanted};
 
 /// Values that are repaired at once; those found beyond that are given up by whoever needs them.
 const OPEN_MAX: usize = 1024;
-/// Values that other replicas are asked for at once, and their bytes.
-const ASKED_MAX: usize = 64;
-const ASKED_BYTES_MAX: usize = 16 << 20;
+/// Values that are on their way from other replicas into the log at once, and their bytes.
+const COMING_MAX: usize = 64;
+const COMING_BYTES_MAX: usize = 16 << 20;
 /// Ticks until the next replica is asked, if there is no answer.
 const ANSWER_TICKS: u64 = 20;
 /// Ticks until all are asked again.
 const AGAIN_TICKS: u64 = 20;
+/// Rounds without success after which leadership goes to another replica, in case that one can
+/// reach more. After that many nobody is likely to have the value, and it would go round for ever.
+const ROUNDS_SHED_MAX: u32 = 3;
 /// Values that are read for other replicas at once.
 const LENDING_MAX: usize = 64;
 
@@ -57,6 +61,8 @@ struct Repair {
     stage: Stage,
     /// Replicas asked in this round.
     asked: usize,
+    /// Rounds in which nobody could help.
+    rounds: u32,
 }
 
 /// The values of one core that are being repaired.
@@ -87,10 +93,11 @@ impl Repairs {
         open.is_some_and(|open| open.waiters.contains(&waiter))
     }
 
-    /// Values that replicas were asked for, and their bytes.
-    fn asked(&self) -> (usize, usize) {
-        let asked = self.open.values().filter(|open| matches!(open.stage, Stage::Asked { .. }));
-        asked.fold((0, 0), |(count, bytes), open| (count + 1, bytes + open.located.len as usize))
+    /// Values that replicas were asked for or have sent, and their bytes.
+    fn coming(&self) -> (usize, usize) {
+        let coming = |open: &&Repair| matches!(open.stage, Stage::Asked { .. } | Stage::Writing(_));
+        let coming = self.open.values().filter(coming);
+        coming.fold((0, 0), |(count, bytes), open| (count + 1, bytes + open.located.len as usize))
     }
 
     /// The repair that a replica answers.
@@ -137,7 +144,9 @@ impl Core {
         let why = why.to_owned();
         self.repairs.news.push(RepairNews::Damaged { group: id, place, why });
         let (located, stage) = (wanted.located, Stage::Ready(self.ticks));
-        self.repairs.open.insert(key.clone(), Repair { located, waiters, stage, asked: 0 });
+        self.repairs
+            .open
+            .insert(key.clone(), Repair { located, waiters, stage, asked: 0, rounds: 0 });
         self.ask_next(key);
     }
 
@@ -170,7 +179,7 @@ impl Core {
     /// Asks the next replica, or ends the round.
     fn ask_next(&mut self, key: (usize, Box<[u8]>)) {
         let peers = self.peers_of(key.0);
-        let (now, asked) = (self.ticks, self.repairs.asked());
+        let (now, coming) = (self.ticks, self.repairs.coming());
         let Some(repair) = self.repairs.open.get_mut(&key) else { return };
         let wanted = Wanted { key: key.1.clone(), located: repair.located };
         repair.stage = Stage::Ready(now + 1);
@@ -179,8 +188,9 @@ impl Core {
         };
         let version = item.version;
         let Some(repair) = self.repairs.open.get_mut(&key) else { return };
-        let fits = asked.0 == 0
-            || (asked.0 < ASKED_MAX && asked.1 + repair.located.len as usize <= ASKED_BYTES_MAX);
+        let fits = coming.0 == 0
+            || (coming.0 < COMING_MAX
+                && coming.1 + repair.located.len as usize <= COMING_BYTES_MAX);
         if !fits {
             return;
         }
@@ -205,15 +215,31 @@ impl Core {
     fn round_failed(&mut self, key: &(usize, Box<[u8]>), wanted: Wanted) {
         let Some(repair) = self.repairs.open.get_mut(key) else { return };
         self.counters.repairs_failed += 1;
-        (repair.asked, repair.stage) = (0, Stage::Reading);
+        (repair.asked, repair.rounds, repair.stage) = (0, repair.rounds + 1, Stage::Reading);
+        let sheds = repair.rounds <= ROUNDS_SHED_MAX;
         let patient = |waiter: &mut Waiter| !matches!(waiter, Waiter::Shard(_) | Waiter::Gc);
         let waiters: Vec<_> = repair.waiters.extract_if(.., patient).collect();
         let stalls = repair.waiters.iter().any(|waiter| matches!(waiter, Waiter::Shard(_)));
         self.cold.want(key.0, wanted, Waiter::Repair);
-        self.give_up(key.0, waiters, "no other replica has it now");
-        if stalls {
-            self.shed_leadership(key.0);
+        if sheds {
+            self.give_up(key.0, waiters, "no other replica has it now");
+            if stalls {
+                self.shed_leadership(key.0);
+            }
+            return;
         }
+        for waiter in waiters {
+            match waiter {
+                Waiter::Task(reader) => {
+                    if let Some(task) = self.cold.give_up(reader) {
+                        self.out.reply(task.origin, try_again());
+                    }
+                }
+                Waiter::Snapshot(to) => self.groups[key.0].snapshot_value_failed(to),
+                Waiter::Shard(_) | Waiter::Peer(..) | Waiter::Gc | Waiter::Repair => {}
+            }
+        }
+        self.mark(key.0);
     }
 
     /// What waits for a value that cannot be had must find another way.

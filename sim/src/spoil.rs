@@ -28,8 +28,7 @@ impl World {
         let first = self.rng.below(self.hosts.len() as u64) as usize;
         for place in 0..self.hosts.len() {
             let host = (first + place) % self.hosts.len();
-            let mut spared = self.spared_values(host);
-            let mut hits = std::mem::take(&mut spared.0);
+            let (mut hits, others) = self.values_of(host);
             if hits.is_empty() {
                 continue;
             }
@@ -38,15 +37,15 @@ impl World {
                     break;
                 }
                 let hit = hits.swap_remove(self.rng.below(hits.len() as u64) as usize);
-                self.damage_value(host, &hit, &spared.1);
+                self.damage_value(host, &hit, &others);
             }
             return true;
         }
         false
     }
 
-    /// Values of a core that may be damaged, and all others of it.
-    fn spared_values(&self, host: usize) -> (Vec<Stored>, Vec<Stored>) {
+    /// Values of a core that may be damaged, and all its others.
+    fn values_of(&self, host: usize) -> (Vec<Stored>, Vec<Stored>) {
         let state = &self.hosts[host];
         let (Some(core), Some(storage)) = (&state.core, &state.storage) else {
             return (Vec::new(), Vec::new());
@@ -56,12 +55,12 @@ impl World {
         stored.sort_by_key(|value| value.place);
         let may_be_hit =
             |value: &Stored| value.place.segment() < before && self.is_spare(node, value);
-        let spared: Vec<Stored> =
-            stored.iter().filter(|value| !may_be_hit(value)).cloned().collect();
+        let others = stored.iter().filter(|value| !may_be_hit(value));
+        let others: Vec<Stored> = others.cloned().collect();
         // One record may hold several values.
-        let alone = |value: &Stored| spared.iter().all(|other| other.place != value.place);
+        let alone = |value: &Stored| others.iter().all(|other| other.place != value.place);
         let hits = stored.into_iter().filter(|value| may_be_hit(value) && alone(value));
-        (hits.collect(), spared)
+        (hits.collect(), others)
     }
 
     /// Whether this is the replica on which the key's values may be damaged, and another one, on
@@ -89,7 +88,7 @@ impl World {
     }
 
     /// Changes bytes of a value, or makes a sector of it unreadable if no other one is near.
-    fn damage_value(&mut self, host: usize, value: &Stored, spared: &[Stored]) {
+    fn damage_value(&mut self, host: usize, value: &Stored, others: &[Stored]) {
         let disk = self.hosts[host].disk.clone();
         let storage = self.hosts[host].storage.as_ref();
         let Some(name) = storage.and_then(|s| s.file_of(value.place.segment())) else { return };
@@ -104,7 +103,7 @@ impl World {
                 && other.place.offset() & !(BLOCK - 1) <= block
                 && block < end.next_multiple_of(BLOCK)
         };
-        let what = if fits && !spared.iter().any(reads_it) && self.rng.chance(0.5) {
+        let what = if fits && !others.iter().any(reads_it) && self.rng.chance(0.5) {
             disk.make_unreadable(&name, sector..sector + SECTOR_BYTES as u64);
             format!("a sector at {sector} of {name}")
         } else {
