@@ -178,11 +178,11 @@ bugs! {
          (DESIGN.md, \"never a wrong answer\").";
 
     RepairTakesAnyVersion "repair-takes-any-version"
-        "A damaged value is replaced by whatever another replica has for its key by then (Alagappan \
-         et al., FAST 2018: an entry is repaired by the same entry).";
+        "A damaged value is replaced by whatever another replica has for its key by then \
+         (Alagappan et al., FAST 2018: an entry is repaired by the same entry).";
     LostWithoutProof "lost-without-proof"
-        "A command goes on without the value that it changes although no other replica has shown a \
-         later one (Alagappan et al., FAST 2018).";
+        "A command goes on without the value that it changes although no other replica has shown \
+         a later one (Alagappan et al., FAST 2018).";
 
     // The log on disk.
     DurableOutOfOrder "durable-out-of-order"

@@ -145,7 +145,8 @@ impl Values {
         self.buffers.give(buffer);
         if scanned.damaged && self.told.replace(scan.segment) != Some(scan.segment) {
             let segment = scan.segment;
-            tracing::warn!(target: "wal", segment, "damaged: some of its values are read one by one");
+            let then = "some of its values are read one by one";
+            tracing::warn!(target: "wal", segment, "damaged: {then}");
         }
         Some(Input::Scanned { scan, records: scanned.records, next: scanned.next })
     }
