@@ -119,17 +119,21 @@ impl Core {
 
     /// Hands leadership to the preferred leader if that has been safe for long enough.
     fn hand_over(&mut self, place: usize) {
+        let id = self.groups[place].id;
+        let Some(preferred) = self.config.map.replicas(id).next() else { return };
+        let there = CoreAddr { node: preferred, core: self.config.addr.core };
+        let is_short = self.is_short_of_space(there);
         let (group, balance) = (&mut self.groups[place], &mut self.balance[place]);
-        let Some(preferred) = self.config.map.replicas(group.id).next() else { return };
         if !group.leads() || group.checks.has_diverged(preferred) {
             return;
         }
         let commit = group.raft.commit();
-        let caught_up = group.raft.progress().any(|(node, progress)| {
-            node == preferred
-                && progress.state == SendState::Replicate
-                && commit.since(progress.matched) <= BEHIND_ENTRIES_MAX
-        });
+        let caught_up = !is_short
+            && group.raft.progress().any(|(node, progress)| {
+                node == preferred
+                    && progress.state == SendState::Replicate
+                    && commit.since(progress.matched) <= BEHIND_ENTRIES_MAX
+            });
         if !caught_up {
             balance.ready_since = self.ticks;
             return;

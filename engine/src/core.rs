@@ -23,8 +23,8 @@ use crate::stats::CoreStats;
 use crate::store::{Graveyard, Totals};
 use crate::task::{Origin, Outbox, Task, try_again};
 use crate::{
-    CoreAddr, Effects, Forward, Input, PeerMessage, ReadMode, Reply, Request, SlotId, Token, Via,
-    WallMillis,
+    CoreAddr, DiskSpace, Effects, Forward, Input, PeerMessage, ReadMode, Reply, Request, SlotId,
+    Token, Via, WallMillis,
 };
 
 /// Ticks between two looks for keys that are due.
@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// Counts the losses.
     pub(crate) losses: u32,
+    /// What it said last about its disk, and in which tick.
+    pub(crate) space: (DiskSpace, u64),
 }
 
 /// One core's brain. See the crate documentation for the contract.
@@ -60,6 +62,8 @@ pub struct Core {
     pub(crate) parked: Parked,
     pub(crate) ticks: u64,
     pub(crate) now: WallMillis,
+    /// How full the disk is.
+    pub(crate) space: DiskSpace,
     /// Places of groups that may have work.
     dirty: Vec<u32>,
     /// Spare list of the same kind.
@@ -137,6 +141,7 @@ impl Core {
             parked: Parked::default(),
             ticks: 0,
             now: WallMillis(0),
+            space: DiskSpace::Ample,
             dirty: Vec::new(),
             visiting: Vec::new(),
             next_batch: BatchSeq::new(1),
@@ -191,6 +196,7 @@ impl Core {
             Input::PeerLost(addr) => self.peer_lost(addr),
             Input::Placed { batch, places } => self.placed(batch, &places),
             Input::Persisted(batch) => self.persisted(batch),
+            Input::Space(space) => self.space_changed(space),
             Input::ValueRead { id, record } => self.value_read(id, record),
             Input::Scanned { scan, records, next } => self.scanned(scan, records, next),
             Input::Checkpointed { number, result } => self.checkpointed(number, result),
@@ -470,6 +476,7 @@ impl Core {
             self.out.reply(task.origin, try_again());
         }
         self.tick_repairs();
+        self.space_tick();
         self.release_values();
         for group in self.parked.groups() {
             self.retry_parked(group);
@@ -493,10 +500,12 @@ impl Core {
         if group.leads() {
             group.led_at = Some(self.ticks);
         }
-        if group.is_behind_expiry || self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS) {
+        let due = group.is_behind_expiry || self.ticks.is_multiple_of(EXPIRY_CHECK_TICKS);
+        if due && self.space < DiskSpace::Out {
             group.propose_due_expiry(self.now);
         }
         self.balance_group(place);
+        self.shed_for_space(place);
         self.tick_checks(place);
         let group = &self.groups[place];
         if group.needs_turn(Drain::All)
@@ -557,6 +566,7 @@ impl Core {
                     && self.config.map.core_of(group) == from.core
                     && self.config.map.replicas(group).any(|node| node == from.node);
                 match self.place(group).filter(|_| expected) {
+                    Some(_) if !self.has_space_for(&message) => {}
                     Some(place) => {
                         self.groups[place].raft.step(message);
                         self.mark(place);
@@ -587,6 +597,7 @@ impl Core {
             PeerMessage::Digests(said) => self.told(from, said.bytes()),
             PeerMessage::ValueWanted(wanted) => self.value_wanted(from, &wanted),
             PeerMessage::ValueAnswer(answer) => self.value_answer(from, answer),
+            PeerMessage::Space(space) => self.space_reported(from, space),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::command::encoding::View;
 use crate::core::Core;
 use crate::moved::Moved;
 use crate::store::{Item, Located, Value};
-use crate::{ScanSegment, ShardId, SlotId};
+use crate::{DiskSpace, ScanSegment, ShardId, SlotId};
 
 /// Bytes of values moved by one turn.
 const MOVED_BYTES_PER_TURN: usize = 1 << 20;
@@ -175,7 +175,7 @@ impl Core {
     pub(crate) fn write_out(&mut self) {
         let limit = self.config.computed_bytes_max;
         let mut over = self.totals.dirty.saturating_sub(limit);
-        if over == 0 || self.state.bytes() > 0 {
+        if over == 0 || self.state.bytes() > 0 || self.space == DiskSpace::Out {
             return;
         }
         over = (over + limit / 2).min(MOVED_BYTES_PER_TURN);

@@ -233,11 +233,12 @@ impl Group {
         self.outgoing.values().filter_map(Outgoing::oldest_segment).min()
     }
 
-    /// Up to here the log is needed by nobody.
-    pub(crate) fn compaction_point(&self) -> LogIndex {
+    /// Up to here the log is needed by nobody; followers that are behind count if `waits`.
+    pub(crate) fn compaction_point(&self, waits: bool) -> LogIndex {
         let durable = self.snapshots.iter().map(ShardSnapshots::fallback).min();
         let followers = self.raft.progress().filter_map(|(_, progress)| {
-            let follows = progress.state == SendState::Replicate
+            let follows = waits
+                && progress.state == SendState::Replicate
                 && self.applied.since(progress.matched) <= KEPT_ENTRIES_MAX;
             follows.then_some(progress.matched)
         });

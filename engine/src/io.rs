@@ -3,7 +3,7 @@
 use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Payload, Place, Record, Term};
 
 use crate::command::Command;
-use crate::{CoreAddr, Divergence, Reply, WallMillis};
+use crate::{CoreAddr, DiskSpace, Divergence, Reply, WallMillis};
 
 /// The driver's name for one client command on this core; echoed with its reply exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +109,9 @@ pub enum PeerMessage {
     ValueWanted(ValueWanted),
     /// The answer to a [`ValueWanted`].
     ValueAnswer(ValueAnswer),
+    /// How full the disk of the sending core is. Said when it changes, and again and again while
+    /// it is not [`DiskSpace::Ample`].
+    Space(DiskSpace),
 }
 
 /// One event for a core.
@@ -140,6 +143,8 @@ pub enum Input {
         /// One place for each record.
         places: Vec<Place>,
     },
+    /// How full the disk is; told when it changes. At the start it is [`DiskSpace::Ample`].
+    Space(DiskSpace),
     /// Everything up to and including this batch is on disk.
     Persisted(BatchSeq),
     /// Answer to a [`ReadValue`].

@@ -113,7 +113,8 @@ impl Core {
     }
 
     fn propose(&mut self, place: usize, task: Task, early: bool, adds_memory: bool) {
-        if let Some(reply) = self.admit_write(&task, adds_memory) {
+        let admitted = self.admit_write(&task, adds_memory);
+        if let Some(reply) = admitted.or_else(|| self.admit_to_disk(place, adds_memory)) {
             return self.refuse(&task, reply);
         }
         if early

@@ -69,6 +69,10 @@ pub struct CoreStats {
     pub refused_overload: u64,
     /// Commands refused because memory is used up (counter).
     pub refused_memory: u64,
+    /// Commands refused because disks are full (counter).
+    pub refused_disk: u64,
+    /// Messages of leaders dropped because the disk is full (counter).
+    pub dropped_disk: u64,
     /// Answers that left the outcome open (counter).
     pub uncertain: u64,
     /// Writes whose place in the log another leader took; each was tried again (counter).

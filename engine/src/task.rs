@@ -95,6 +95,16 @@ pub(crate) fn out_of_memory() -> Reply {
     Reply::error("OOM command not allowed when used memory > 'maxmemory'.")
 }
 
+/// The command was certainly not appended: the disks have no space for it. Clients know the code:
+/// it is definite, and the same command may pass later.
+pub(crate) fn disk_full(adds_data: bool) -> Reply {
+    Reply::error(if adds_data {
+        "OOM command not allowed when the disk is full: delete something, or add space"
+    } else {
+        "OOM command not allowed when the disk is full: no write is taken until there is space"
+    })
+}
+
 const REROUTE: &str = "REROUTE ";
 
 /// What a core answers to a [`crate::Forward`] it cannot serve: certainly not appended, try

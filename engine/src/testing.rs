@@ -19,9 +19,9 @@ use self::machine::{Machine, Written};
 pub use self::watch::Watch;
 use crate::command::decode;
 use crate::{
-    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Divergence, Drain, Effects,
-    Input, Load, NodeInfo, PeerMessage, ReadMode, ReadValue, Recovery, Reply, Request, ScanSegment,
-    Token, Via, WallMillis,
+    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, DiskSpace, Divergence, Drain,
+    Effects, Input, Load, NodeInfo, PeerMessage, ReadMode, ReadValue, Recovery, Reply, Request,
+    ScanSegment, Token, Via, WallMillis,
 };
 
 /// Disk batches of one core that may be under way at once, as with the real log.
@@ -240,6 +240,13 @@ impl Cluster {
             core.checkpoint_step(bytes_budget);
             core.gc_step(before, bytes_budget);
             self.outbox.push_back(at);
+        }
+    }
+
+    /// Tells the cores of a node how full their disk is.
+    pub fn set_disk_space(&mut self, node: u32, space: DiskSpace) {
+        for core in 0..self.options.cores {
+            self.give(addr(node, core), Input::Space(space));
         }
     }
 

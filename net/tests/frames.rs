@@ -2,7 +2,8 @@
 
 use coracle_engine::command::{Access, Command};
 use coracle_engine::{
-    CoreAddr, CoreId, Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted, WallMillis,
+    CoreAddr, CoreId, DiskSpace, Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted,
+    WallMillis,
 };
 use coracle_net::frame::{
     Decoder, FRAME_BYTES_MAX, FrameBuf, FrameError, HEADER_BYTES_MAX, Hello, Incoming, Part,
@@ -61,8 +62,8 @@ fn reply(id: u64, reply: Reply) -> PeerMessage {
     PeerMessage::ForwardReply { id, reply }
 }
 
-const fn is_digests(message: &PeerMessage) -> bool {
-    matches!(message, PeerMessage::Digests(_))
+const fn came_later(message: &PeerMessage) -> bool {
+    matches!(message, PeerMessage::Digests(_) | PeerMessage::Space(_))
 }
 
 /// One message of each kind, and of each outcome within a kind.
@@ -116,6 +117,8 @@ fn one_of_each() -> Vec<PeerMessage> {
         ]),
         PeerMessage::Leads(vec![]),
         PeerMessage::Digests(payload(b"digests")),
+        PeerMessage::Space(DiskSpace::Ample),
+        PeerMessage::Space(DiskSpace::Out),
         raft(6, Body::TimeoutNow),
         raft(
             7,
@@ -272,9 +275,9 @@ fn version_1_has_golden_bytes() {
     let mut frame = FrameBuf::new();
     encode_hello(&hello(), &mut frame);
     encode_refusal(RefusalKind::Amnesia, "no", &mut frame);
-    let (later, first): (Vec<_>, Vec<_>) = one_of_each().into_iter().partition(is_digests);
+    let (later, first): (Vec<_>, Vec<_>) = one_of_each().into_iter().partition(came_later);
     encode(&first, &mut frame).expect("short");
-    // Of a kind that came later: what was there before stays as it was.
+    // Of kinds that came later: what was there before stays as it was.
     encode(&later, &mut frame).expect("short");
     encode(&values(), &mut frame).expect("short");
     let text: String = bytes_of(&frame)
@@ -622,6 +625,7 @@ fn arb_message() -> impl Strategy<Value = PeerMessage> {
             .prop_map(|(group, version, key)| value_wanted(group, version, &key)),
         1 => (any::<u64>(), any::<Option<[u8; 9]>>())
             .prop_map(|(at, value)| value_answer(at, value.as_ref().map(|value| &value[..]))),
+        1 => proptest::sample::select(&DiskSpace::ALL[..]).prop_map(PeerMessage::Space),
     ]
 }
 
@@ -751,8 +755,11 @@ mod sealed {
         let vote = [raft(7, Body::VoteResponse { granted: true })];
         let error = forge(&vote, &row(4, 1), &row(4, 2));
         assert_eq!(error, FrameError::BadHeader("a field is set that the kind of message lacks"));
-        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[8, 1]));
+        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[9, 1]));
         assert_eq!(error, FrameError::BadHeader("unknown kind of message"));
+        let space = [PeerMessage::Space(DiskSpace::Out)];
+        let error = forge(&space, &u32s(&[8, 3]), &u32s(&[8, 4]));
+        assert_eq!(error, FrameError::BadHeader("unknown fill level of a disk"));
 
         let messages = [append(4, &[b"a"])];
         let error = forge(&messages, &u64s(&[3, 5, 2]), &u64s(&[3, 5, 4]));

@@ -16,7 +16,7 @@ use coracle_raft::{
 use self::section::About;
 use crate::core::Core;
 use crate::snapshot::encode_base;
-use crate::{CheckpointWork, Effects, ShardId};
+use crate::{CheckpointWork, DiskSpace, Effects, ShardId};
 
 /// Bytes of items in one piece of a snapshot.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
@@ -420,8 +420,10 @@ impl Core {
 
     /// Forgets the part of a group's log that neither its shards nor its followers need.
     pub(crate) fn compact(&mut self, place: usize) {
+        // A follower that does not keep up can have a snapshot; space cannot wait for it.
+        let waits = self.space == DiskSpace::Ample;
         let group = &mut self.groups[place];
-        let index = group.compaction_point();
+        let index = group.compaction_point(waits);
         if index > group.raft.base().index {
             group.raft.compact(index);
             let base = group.raft.base();

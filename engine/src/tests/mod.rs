@@ -14,6 +14,7 @@ mod pipeline;
 mod planted;
 mod repair;
 mod routing;
+mod space;
 mod values;
 
 use crate::Reply;

@@ -129,6 +129,7 @@ impl Size {
             PeerMessage::ValueWanted(_) | PeerMessage::ValueAnswer(_) => {
                 size_of::<ArchivedForwardV1>() + blob
             }
+            PeerMessage::Space(_) => 0,
         };
         Self {
             header_bytes: size_of::<ArchivedRunV1>() + rows,

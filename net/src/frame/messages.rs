@@ -1,7 +1,9 @@
 //! Messages as rows of the wire tables, and back.
 
 use coracle_engine::command::{Access, Command};
-use coracle_engine::{Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted, WallMillis};
+use coracle_engine::{
+    DiskSpace, Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted, WallMillis,
+};
 use coracle_raft::{
     AppendOutcome, Body, Entry, EntryKind, GroupId, LogIndex, LogPosition, Message, NodeId,
     Payload, Term,
@@ -124,6 +126,9 @@ impl Tables {
                     let (id, at) = (*id, at.get());
                     wire.forwards.push(ForwardV1 { id, at, slot: 0, flags });
                 }
+                PeerMessage::Space(space) => {
+                    wire.runs.push(RunV1 { kind: run::SPACE, count: *space as u32 });
+                }
             }
             wire.blobs.extend(payloads_of(message).map(|payload| BlobV1 {
                 len_bytes: payload.len() as u32,
@@ -147,7 +152,9 @@ pub(super) fn payloads_of(message: &PeerMessage) -> impl Iterator<Item = &Payloa
         PeerMessage::Digests(said) => (&[], [Some(said), None]),
         PeerMessage::ValueWanted(wanted) => (&[], [Some(&wanted.key), None]),
         PeerMessage::ValueAnswer(answer) => (&[], [answer.value.as_ref(), None]),
-        PeerMessage::ForwardReply { .. } | PeerMessage::Leads(_) => (&[], [None, None]),
+        PeerMessage::ForwardReply { .. } | PeerMessage::Leads(_) | PeerMessage::Space(_) => {
+            (&[], [None, None])
+        }
     };
     entries.iter().map(|entry| &entry.payload).chain(pair.into_iter().flatten())
 }
@@ -339,6 +346,7 @@ pub(super) fn read_messages(
     for row in &wire.runs {
         match row.kind {
             run::LEADS => messages.push(reader.leads(row.count)?),
+            run::SPACE => messages.push(space(row.count)?),
             _ if row.count == 0 => return Err(FrameError::BadHeader("empty run of messages")),
             run::RAFT => reader.repeat(row.count, &mut messages, Reader::raft)?,
             run::FORWARD => reader.repeat(row.count, &mut messages, Reader::forward)?,
@@ -356,6 +364,11 @@ pub(super) fn read_messages(
     }
 }
 
+fn space(level: u32) -> Result<PeerMessage, FrameError> {
+    let space = DiskSpace::ALL.into_iter().find(|space| *space as u32 == level);
+    space.map(PeerMessage::Space).ok_or(FrameError::BadHeader("unknown fill level of a disk"))
+}
+
 /// What the messages read so far have left of the tables.
 struct Reader<'a, P> {
     raft: std::slice::Iter<'a, RaftV1>,
@@ -371,8 +384,9 @@ const TOO_FEW: FrameError = FrameError::BadHeader("more messages than rows");
 impl<P: Iterator<Item = Payload>> Reader<'_, P> {
     /// How many messages there are at most; bounded by the bytes of the header.
     fn message_count_max(&self, wire: &MessagesV1) -> usize {
-        let leads = wire.runs.iter().filter(|row| row.kind == run::LEADS).count();
-        self.raft.len() + self.forwards.len() + self.replies.len() + leads
+        let is_one = |row: &&RunV1| matches!(row.kind, run::LEADS | run::SPACE);
+        let single = wire.runs.iter().filter(is_one).count();
+        self.raft.len() + self.forwards.len() + self.replies.len() + single
     }
 
     fn is_used_up(&mut self) -> bool {

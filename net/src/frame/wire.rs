@@ -75,6 +75,8 @@ pub(crate) mod run {
     pub(crate) const VALUE_WANTED: u32 = 6;
     /// Rows of `forwards`, see [`super::ForwardV1`].
     pub(crate) const VALUE_ANSWER: u32 = 7;
+    /// `count`: how full a disk is, from 0 for enough space to 3 for none.
+    pub(crate) const SPACE: u32 = 8;
 }
 
 /// A message of consensus. Which of `position`, `number`, `round` and `flag` mean something, and
