@@ -189,6 +189,9 @@ pub(crate) struct Config {
     /// Memory of the node that is touched before it serves, split over its cores. Default: 0. At
     /// most `maxmemory_bytes`.
     pub(crate) prefault_bytes: u64,
+    /// Bytes of disk of the node, split over its cores. Default: 0, what the file system has. At
+    /// least twelve segments per core.
+    pub(crate) maxdisk_bytes: u64,
     /// Log levels. Default: `info`.
     pub(crate) log: String,
     /// Form of log lines. Default: text.
@@ -299,6 +302,11 @@ impl Config {
         in_range("prefault (at most maxmemory)", self.prefault_bytes, 0, self.maxmemory_bytes)?;
         self.wal.validate_segment_size()?;
         in_range("wal.max_size", self.wal.bytes_max, 4 * self.wal.segment_bytes, 1 << 50)?;
+        if self.maxdisk_bytes > 0 {
+            let min = 12 * cores * self.wal.segment_bytes;
+            let maxdisk = "maxdisk (twelve segments per core, or 0)";
+            in_range(maxdisk, self.maxdisk_bytes, min, 1 << 50)?;
+        }
         in_range("checkpoint.bytes", self.checkpoint.bytes, 1 << 20, 1 << 50)?;
         in_range("checkpoint.period", self.checkpoint.period.as_secs(), 1, 86_400)?;
         in_range("raft.tick_ms", u64::from(raft.tick_ms), 5, 1000)?;

@@ -301,7 +301,9 @@ fn disk(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Fatal {
             io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable",
             _ => "",
         };
-        Fatal::new(Exit::DiskError, what, error.to_string(), fix)
+        let is_full_disk =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Fatal { is_full_disk, ..Fatal::new(Exit::DiskError, what, error.to_string(), fix) }
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Fatal {
     pub(crate) cause: String,
     /// What helps; empty if nothing is known.
     pub(crate) fix: String,
+    /// There is no space on a disk: it may work later.
+    pub(crate) is_full_disk: bool,
 }
 
 impl Fatal {
@@ -73,7 +75,8 @@ impl Fatal {
         cause: impl Into<String>,
         fix: impl Into<String>,
     ) -> Self {
-        Self { exit, what: what.into(), cause: cause.into(), fix: fix.into() }
+        let (what, cause, fix) = (what.into(), cause.into(), fix.into());
+        Self { exit, what, cause, fix, is_full_disk: false }
     }
 
     /// A mistake in flags, environment or configuration.

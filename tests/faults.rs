@@ -2,10 +2,6 @@
 
 mod common;
 
-use std::fs;
-use std::io::Write as _;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -237,78 +233,4 @@ fn a_clean_stop_is_not_noticed_at_the_other_nodes() {
         cluster.nodes[victim].start();
         cluster.wait_until_ready();
     }
-}
-
-/// A small file system in memory at a path; unmounted when dropped.
-struct Tmpfs<'a>(&'a Path);
-
-impl<'a> Tmpfs<'a> {
-    /// `None` where mounting is not allowed.
-    fn mount(at: &'a Path, bytes: u64) -> Option<Self> {
-        fs::create_dir_all(at).expect("create the mount point");
-        let size = format!("size={bytes},mode=700");
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).status();
-        status.is_ok_and(|status| status.success()).then_some(Self(at))
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        // Lazily: the node may still run.
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
-/// A full disk stops writes but not reads, and the node goes on by itself when there is space
-/// again (fault matrix, row 11).
-#[test]
-fn a_full_disk_stops_writes_until_there_is_space() {
-    let _alone = alone();
-    // The log stays far below its default size, so no checkpoint frees segments for reuse.
-    let flags = ["--wal-direct-io", "false"].map(str::to_owned).to_vec();
-    let mut cluster = Cluster::prepare(&Options { flags, ..Options::single() });
-    let data_dir = cluster.nodes[0].data_dir.clone();
-    let Some(_tmpfs) = Tmpfs::mount(&data_dir, 112 << 20) else {
-        // Not by a macro: the line must show although the test passes.
-        let _ = std::io::stderr().write_all(
-            b"!! SKIPPED a_full_disk_stops_writes_until_there_is_space: cannot mount a tmpfs\n",
-        );
-        return;
-    };
-    cluster.nodes[0].start();
-    cluster.wait_until_ready();
-    let mut client = cluster.nodes[0].client();
-    assert_eq!(client.run("SET before 1"), Reply::OK);
-    let ballast = data_dir.join("ballast");
-    let mut file = fs::File::create(&ballast).expect("create");
-    let piece = vec![1; 1 << 20];
-    while file.write_all(&piece).is_ok() {}
-    drop(file);
-
-    let value = vec![b'v'; 1 << 20];
-    let mut written = 0;
-    let refusal = loop {
-        match client.call(&[&b"SET"[..], b"big", &value]).expect("an answer") {
-            Reply::Status("OK") => written += 1,
-            other => break other,
-        }
-        assert!(written < 256, "the disk never fills up");
-    };
-    let shown = text(&refusal);
-    assert!(shown.starts_with("UNCERTAIN ") || shown.starts_with("TRYAGAIN "), "{shown}");
-    assert_eq!(client.run("GET before"), bulk("1"), "reads go on");
-    let count = |log: &str, line: &str| log.matches(line).count();
-    let log = cluster.nodes[0].log();
-    assert_eq!(count(&log, "the disk is full"), 1, "{log}");
-
-    fs::remove_file(&ballast).expect("remove");
-    wait_until("writes go on", || client.run("SET after 1") == Reply::OK);
-    assert_eq!(client.run("GET before"), bulk("1"));
-    let log = cluster.nodes[0].log();
-    assert_eq!(count(&log, "the disk has space again"), 1, "{log}");
-    cluster.nodes[0].kill();
-    cluster.nodes[0].start();
-    cluster.wait_until_ready();
-    assert_eq!(cluster.nodes[0].client().run("GET after"), bulk("1"));
 }

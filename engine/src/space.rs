@@ -4,7 +4,7 @@
 //! it, and [`crate::Input::Space`] tells the core. Cores with the same groups tell each other, so
 //! that a leader refuses what no majority could write down, before it is in anybody's log.
 
-use coracle_raft::{Body, Message, SendState};
+use coracle_raft::{Body, EntryKind, Message, SendState};
 
 use crate::core::Core;
 use crate::task::disk_full;
@@ -27,7 +27,7 @@ pub enum DiskSpace {
     Low,
     /// What is left is for making space: moved values and checkpoints. All writes are refused.
     Scarce,
-    /// What is left is for elections: not even entries of a leader are taken.
+    /// What is left is for elections: not even commands of a leader are taken.
     Out,
 }
 
@@ -49,7 +49,7 @@ impl DiskSpace {
     const fn segments(self) -> u64 {
         match self {
             Self::Ample => u64::MAX,
-            Self::Low => 4,
+            Self::Low => 5,
             Self::Scarce => 3,
             Self::Out => 1,
         }
@@ -59,7 +59,7 @@ impl DiskSpace {
 /// Makes a level of what is left on a disk; it gets better only when that is a segment more than
 /// what made it worse.
 ///
-/// Between two levels lies what is needed in between. While only deletes are taken, a segment may
+/// Between two levels lies what is needed in between. While only deletes are taken, two segments may
 /// be filled with them. While nothing is taken, the values in use of a whole segment can still be
 /// moved, and with it the oldest segment is free. The last segment has room for many terms and
 /// votes.
@@ -173,7 +173,9 @@ impl Core {
     /// nothing is taken but what needs no space.
     pub(crate) fn has_space_for(&mut self, message: &Message) -> bool {
         let grows = match &message.body {
-            Body::Append { entries, .. } => !entries.is_empty(),
+            Body::Append { entries, .. } => {
+                entries.iter().any(|entry| entry.kind == EntryKind::Command)
+            }
             Body::Snapshot { .. } => true,
             _ => false,
         };
@@ -222,11 +224,11 @@ mod tests {
     fn levels_have_hysteresis() {
         use DiskSpace::{Ample, Low, Out, Scarce};
         let steps = [
-            (40, Ample),
-            (39, Low),
-            (49, Low),
-            (30, Low),
             (50, Ample),
+            (49, Low),
+            (59, Low),
+            (30, Low),
+            (60, Ample),
             (29, Scarce),
             (39, Scarce),
             (40, Low),
@@ -237,7 +239,7 @@ mod tests {
             (0, Out),
             (1000, Ample),
             (0, Out),
-            (45, Low),
+            (55, Low),
         ];
         let mut gauge = SpaceGauge::new(10);
         let mut before = Ample;

@@ -26,6 +26,7 @@ pub(super) struct File {
     pub(super) maxmemory: Option<ByteSize>,
     pub(super) value_cache: Option<ByteSize>,
     pub(super) prefault: Option<ByteSize>,
+    pub(super) maxdisk: Option<ByteSize>,
     pub(super) log: Option<String>,
     pub(super) log_format: Option<LogFormat>,
     #[serde(default)]

@@ -71,6 +71,10 @@ pub(crate) struct Flags {
     /// out; 0 for none
     #[arg(long, env = "CORACLE_PREFAULT", value_name = "SIZE")]
     pub(super) prefault: Option<ByteSize>,
+    /// Disk budget of the node, at least twelve segments per core: writes that add data are refused
+    /// before it is reached; 0 for as much as the file system has
+    #[arg(long, env = "CORACLE_MAXDISK", value_name = "SIZE")]
+    pub(super) maxdisk: Option<ByteSize>,
     /// Log level, also per component: info,raft=debug
     #[arg(long, env = "CORACLE_LOG", value_name = "LEVELS")]
     pub(super) log: Option<String>,

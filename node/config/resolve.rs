@@ -135,6 +135,7 @@ pub(super) fn resolve(
     let cache = r.pick("value_cache", "value_cache", flag, file.value_cache, cache, size)?;
     let none = Some(ByteSize(0));
     let prefault = r.pick("prefault", "prefault", flags.prefault, file.prefault, none, size)?;
+    let maxdisk = r.pick("maxdisk", "maxdisk", flags.maxdisk, file.maxdisk, none, size)?;
     let log = r.pick("log", "log", flags.log, file.log, Some("info".to_owned()), text)?;
     let show_format = |v: &LogFormat| format!("\"{}\"", format!("{v:?}").to_lowercase());
     let log_format = r.pick(
@@ -246,6 +247,7 @@ pub(super) fn resolve(
         maxmemory_bytes: memory.0,
         value_cache_bytes: cache.0,
         prefault_bytes: prefault.0,
+        maxdisk_bytes: maxdisk.0,
         log,
         log_format,
         wal,

@@ -60,6 +60,7 @@ fn validation_names_the_value_and_the_limits() {
         ("[wal]\nsegment_size = \"2GiB\"", &["it is 2GiB", "10MiB to 1GiB"]),
         ("[wal]\nsegment_size = \"64MiB\"\nmax_size = \"128MiB\"", &["134217728", "268435456"]),
         ("maxmemory = \"1GiB\"\nvalue_cache = \"513MiB\"", &["537919488", "0 to 536870912"]),
+        ("maxdisk = \"767MiB\"", &["804257792", "805306368 to"]),
         ("[checkpoint]\nbytes = 1000", &["1000", "1048576"]),
         ("[checkpoint]\nperiod = 0", &["it is 0", "1 to 86400"]),
         ("[raft]\nelection_ticks = 10\nheartbeat_ticks = 5", &["it is 5", "1 to 4"]),

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use coracle_engine::Input;
 use coracle_net::frame::{self, Decoder, FrameBuf, Incoming, RefusalKind};
@@ -19,6 +20,9 @@ use super::peers::check_hello;
 use crate::data_dir::PeersFile;
 use crate::fatal::{Exit, Fatal};
 
+/// Pause until the book is written again after a full disk.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+
 /// A version of the book, and whether it is durable now.
 type Saved = (u64, Result<(), Fatal>);
 
@@ -30,6 +34,8 @@ pub(super) struct Handshakes {
     waker: Waker,
     /// A version of the book is being written; one at a time.
     saving: bool,
+    /// The disk was full: it is tried again then.
+    save_again_at: Option<Instant>,
     results: (Sender<Saved>, Receiver<Saved>),
     /// Nodes that were refused last because of their disks.
     refused: BTreeSet<NodeId>,
@@ -46,6 +52,7 @@ impl Handshakes {
             file: Arc::new(file),
             waker,
             saving: false,
+            save_again_at: None,
             results: channel(),
             refused: BTreeSet::new(),
             refused_by: BTreeSet::new(),
@@ -59,9 +66,11 @@ impl Handshakes {
 
     /// Begins to make the book durable if it is not, and that has not begun.
     fn save(&mut self) -> Result<(), Fatal> {
-        if self.saving || self.book.is_saved() {
+        let waits = self.save_again_at.is_some_and(|at| Instant::now() < at);
+        if self.saving || waits || self.book.is_saved() {
             return Ok(());
         }
+        self.save_again_at = None;
         let (version, starts) = (self.book.version(), self.book.starts().collect::<Vec<_>>());
         let (file, waker, done) =
             (Arc::clone(&self.file), self.waker.clone(), self.results.0.clone());
@@ -153,12 +162,22 @@ impl HotLoop {
 
     /// Goes on with the links whose peers are written down now.
     pub(super) fn book_saved(&mut self) -> Result<(), Fatal> {
+        if self.handshakes.save_again_at.is_some() {
+            self.handshakes.save()?;
+        }
         if !self.handshakes.saving {
             return Ok(());
         }
         let Ok((version, result)) = self.handshakes.results.1.try_recv() else { return Ok(()) };
-        result?;
         self.handshakes.saving = false;
+        if let Err(error) = &result
+            && error.is_full_disk
+        {
+            tracing::warn!(target: "node", %error, "a peer has to wait: the disk is full");
+            self.handshakes.save_again_at = Some(Instant::now() + SAVE_AGAIN);
+            return Ok(());
+        }
+        result?;
         self.handshakes.book.saved(version);
         self.handshakes.save()?;
         for index in 0..self.in_links.len() {

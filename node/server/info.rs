@@ -95,7 +95,12 @@ impl NodeStats {
             live_bytes: 50 * n,
             ..CoreStats::default()
         };
-        let disk = |n| DiskUse { log_bytes: 400 * n, checkpoint_bytes: 20 * n };
+        let disk = |n| DiskUse {
+            log_bytes: 400 * n,
+            checkpoint_bytes: 20 * n,
+            free_bytes: 30 * n,
+            space: coracle_engine::DiskSpace::ALL[usize::from(n > 1)],
+        };
         Self {
             cores: (1..=u64::from(cores)).map(core).collect(),
             disks: (1..=u64::from(cores)).map(disk).collect(),
@@ -223,6 +228,14 @@ fn persistence(w: &mut Writer<'_>) {
     w.sum("coracle_checkpoints", |core| core.checkpoints);
     w.sum("coracle_checkpoints_failed", |core| core.checkpoints_failed);
     w.line("coracle_checkpoint_bytes", checkpoint_bytes);
+    w.line("maxdisk", w.view.config.maxdisk_bytes);
+    w.line("coracle_disk_used_bytes", w.stats.log_bytes() + checkpoint_bytes);
+    w.line(
+        "coracle_disk_free_bytes",
+        w.stats.disks.iter().map(|disk| disk.free_bytes).sum::<u64>(),
+    );
+    let space = w.stats.disks.iter().map(|disk| disk.space).max().unwrap_or_default();
+    w.line("coracle_disk_space", space.name());
     w.line("coracle_log_bytes", w.stats.log_bytes());
     w.sum("coracle_log_live_bytes", |core| core.live_bytes);
     w.sum("coracle_log_moved_bytes", |core| core.moved_bytes);
@@ -242,6 +255,8 @@ fn stats(w: &mut Writer<'_>) {
     w.sum("coracle_moved", |core| core.moved);
     w.sum("coracle_refused_overload", |core| core.refused_overload);
     w.sum("coracle_refused_memory", |core| core.refused_memory);
+    w.sum("coracle_refused_disk", |core| core.refused_disk);
+    w.sum("coracle_dropped_disk", |core| core.dropped_disk);
     w.sum("coracle_uncertain", |core| core.uncertain);
     w.sum("coracle_lost_proposals", |core| core.lost_proposals);
     w.sum("coracle_ignored_messages", |core| core.ignored_messages);
@@ -347,6 +362,9 @@ mod tests {
             "coracle_log_bytes:1200",
             "coracle_log_live_bytes:150",
             "coracle_checkpoint_bytes:60",
+            "coracle_disk_used_bytes:1260",
+            "coracle_disk_free_bytes:90",
+            "coracle_disk_space:low",
         ] {
             assert!(all.lines().any(|l| l == line), "{line} in {all}");
         }

@@ -16,6 +16,7 @@ pub(super) struct Segments<D: Disk> {
     refused: Option<Job<SegmentDone<D::File>>>,
     /// The last attempt to make a segment found no space.
     full: bool,
+    granted: Option<bool>,
     pause_ticks: u32,
     pace: Pace,
 }
@@ -24,7 +25,7 @@ impl<D: Disk> Segments<D> {
     /// Runs tasks on `background`.
     pub(super) fn new(background: Background<SegmentDone<D::File>>) -> Self {
         let pace = Pace::default();
-        Self { background, refused: None, full: false, pause_ticks: 0, pace }
+        Self { background, refused: None, full: false, granted: None, pause_ticks: 0, pace }
     }
 
     /// Hands over the next task, if one is wanted and the disk may be asked.
@@ -54,6 +55,12 @@ impl<D: Disk> Segments<D> {
         }
     }
 
+    /// Whether the disk had space for the last segment that was to be made, if one was since the
+    /// last call.
+    pub(super) const fn take_granted(&mut self) -> Option<bool> {
+        self.granted.take()
+    }
+
     /// The log has grown: new segments are filled at a pace that follows it.
     pub(super) fn appended(&self, bytes: u64) {
         self.pace.appended(bytes);
@@ -63,11 +70,15 @@ impl<D: Disk> Segments<D> {
     pub(super) fn take_finished(&mut self, wal: &mut Wal<D>) -> Result<(), WalError> {
         while let Some(done) = self.background.finished() {
             let took_space = done.took_space();
-            match wal.segment_ready(done) {
+            let ready = wal.segment_ready(done);
+            if took_space || matches!(ready, Err(WalError::NoSpace { .. })) {
+                self.granted = Some(ready.is_ok());
+            }
+            match ready {
                 // Old files can become new segments, or be removed, on a disk that stays full.
                 Ok(()) if self.full && took_space => {
                     self.full = false;
-                    tracing::info!(target: "wal", "the disk has space again");
+                    tracing::info!(target: "wal", "segments can be made again");
                 }
                 Ok(()) => {}
                 Err(error @ WalError::NoSpace { .. }) => {
@@ -75,8 +86,7 @@ impl<D: Disk> Segments<D> {
                     if !std::mem::replace(&mut self.full, true) {
                         tracing::error!(
                             target: "wal", %error,
-                            "the disk is full; writes stop when the prepared segments are used up, \
-                             and go on when there is space"
+                            "no space for a segment; it is tried again and again"
                         );
                     }
                 }

@@ -24,7 +24,7 @@ use super::peers::OutLinks;
 use super::recover::recover;
 use super::shared::Shared;
 use super::stop::{Leaving, Phase, RESIGN_MAX};
-use super::storage::{Storage, Workers};
+use super::storage::{Room, Storage, Workers};
 use crate::config::Config;
 use crate::data_dir::{DataDir, PeersFile, Starts};
 use crate::fatal::{Exit, Fatal};
@@ -196,7 +196,10 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         checkpoints: Background::start(me.core.0, cpu, move || second.wake())
             .map_err(no_workers)?,
     };
-    let storage = Storage::new(wal, newest, workers, (config.wal, config.checkpoint))?;
+    let (segment_bytes, cores) = (wal.options().segment_bytes, shared.map().core_count());
+    let bytes_max = Some(config.maxdisk_bytes).filter(|&bytes| bytes > 0);
+    let room = Room::new(segment_bytes, cores, bytes_max);
+    let storage = Storage::new(wal, newest, workers, (config.wal, config.checkpoint), room)?;
     let out_links = OutLinks::new(me, shared.map(), shared.cluster_id()).map_err(|error| {
         let fix = "correct `host` of that node in [[nodes]] (--node), or the name service";
         Fatal::failed("cannot find the peers", format!("{error:#}"), fix)

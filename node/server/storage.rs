@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod keys;
+mod room;
 mod upkeep;
 mod values;
 
@@ -13,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Core, Effects, Input, Load};
+use coracle_engine::{Core, DiskSpace, Effects, Input, Load};
 use coracle_raft::{BatchSeq, Place, Record};
 use coracle_ring::{AlignedBuf, Event, FileId, Ring};
 use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
@@ -24,9 +25,11 @@ use crate::config::{CheckpointConfig, WalConfig};
 use crate::fatal::{Exit, Fatal};
 
 pub(super) use checkpoint::{CheckpointDone, Newest};
+pub(super) use room::Room;
 
 use checkpoint::CheckpointFiles;
 use keys::{Read, key, split};
+use room::Sizes;
 use upkeep::{Levels, Upkeep};
 use values::{Log, Values};
 
@@ -61,6 +64,7 @@ pub(super) struct Storage {
     values: Values,
     checkpoints: CheckpointFiles<RealDisk>,
     upkeep: Upkeep,
+    room: Room,
     sealed_at: Instant,
     idle: bool,
 }
@@ -80,6 +84,10 @@ pub(super) struct DiskUse {
     pub(super) log_bytes: u64,
     /// The newest checkpoint.
     pub(super) checkpoint_bytes: u64,
+    /// What this core may still take of the disk.
+    pub(super) free_bytes: u64,
+    /// How full the disk is.
+    pub(super) space: DiskSpace,
 }
 
 impl Storage {
@@ -90,11 +98,19 @@ impl Storage {
         newest: Option<Newest>,
         workers: Workers,
         (log, checkpoint): (WalConfig, CheckpointConfig),
+        room: Room,
     ) -> Result<Self, Fatal> {
         while !wal.can_seal() {
             let Some(task) = wal.wanted_segments().pop() else { break };
             let done = task.run(wal.disk());
-            wal.segment_ready(done).map_err(storage_error)?;
+            match wal.segment_ready(done) {
+                // It serves what can be read, and goes on when there is space.
+                Err(error @ WalError::NoSpace { .. }) => {
+                    tracing::error!(target: "wal", %error, "the disk is full");
+                    break;
+                }
+                ready => ready.map_err(storage_error)?,
+            }
         }
         let (disk, identity, now) = (wal.disk().clone(), wal.options().identity, Instant::now());
         Ok(Self {
@@ -106,6 +122,7 @@ impl Storage {
             values: Values::default(),
             checkpoints: CheckpointFiles::new(disk, identity, workers.checkpoints, newest),
             upkeep: Upkeep::new(checkpoint, log.bytes_max, now),
+            room,
             sealed_at: now,
             idle: true,
         })
@@ -165,7 +182,7 @@ impl Storage {
                 core.checkpoint_step(bytes);
             }
         }
-        if let Some(bytes) = self.upkeep.scan_bytes()
+        if let Some(bytes) = self.upkeep.scan_bytes().filter(|_| self.room.may_move())
             && core.gc_step(self.wal.log_start().number(), bytes)
         {
             self.upkeep.scanned(bytes);
@@ -234,10 +251,14 @@ impl Storage {
         if self.wal.is_latched() {
             return;
         }
+        self.look_at_space(core);
         if self.upkeep.tick(&self.levels(core), Instant::now()) {
             core.checkpoint_step(1);
         }
-        let files = self.upkeep.files_bytes() / self.wal.options().segment_bytes;
+        let thrifty = self.room.is_thrifty();
+        let files = if thrifty { 0 } else { self.upkeep.files_bytes() };
+        let files = files / self.wal.options().segment_bytes;
+        self.wal.be_thrifty(thrifty);
         self.wal.keep_files(usize::try_from(files).unwrap_or(usize::MAX));
         // A log that has gone quiet says on disk that its last records are durable, so that
         // later damage to them is not taken for an unfinished write.
@@ -245,6 +266,44 @@ impl Storage {
             self.submit(ring);
         }
         self.idle = true;
+    }
+
+    /// Tells the core how full the disk is, when that changes.
+    fn look_at_space(&mut self, core: &mut Core) {
+        if self.room.is_measuring_due() {
+            self.checkpoints.measure();
+        }
+        let newest = self.checkpoints.newest_bytes();
+        let sizes = Sizes {
+            log_bytes: self.wal.disk_bytes(),
+            reserved_bytes: self.wal.reserved_bytes(),
+            checkpoint_bytes: if newest > 0 { newest } else { core.index_bytes() },
+            is_taking_space: self.wal.is_taking_space(),
+        };
+        if let Some(available) = self.checkpoints.take_available() {
+            self.room.measured(available, &sizes);
+        }
+        match self.segments.take_granted() {
+            Some(true) => self.room.granted(),
+            Some(false) => self.room.refused(&sizes),
+            None => {}
+        }
+        let before = self.room.level();
+        let Some(level) = self.room.look(&sizes) else { return };
+        let (free_bytes, reserved_bytes) = (self.room.free_bytes(), sizes.reserved_bytes);
+        let (space, was) = (level.name(), before.name());
+        let text = match level {
+            DiskSpace::Ample => "the disk has space again",
+            DiskSpace::Low => "the disk is nearly full: writes that add data are refused",
+            DiskSpace::Scarce => "the disk is full: all writes are refused",
+            DiskSpace::Out => "the disk is full: what is left is for elections",
+        };
+        if level > before {
+            tracing::error!(target: "wal", space, was, free_bytes, reserved_bytes, "{text}");
+        } else {
+            tracing::info!(target: "wal", space, was, free_bytes, reserved_bytes, "{text}");
+        }
+        core.handle(Input::Space(level));
     }
 
     fn levels(&self, core: &Core) -> Levels {
@@ -259,13 +318,16 @@ impl Storage {
             log_bytes: (last + 1).saturating_sub(oldest.min(start))
                 * self.wal.options().segment_bytes,
             has_old_values: oldest < start,
+            segment_bytes: self.wal.options().segment_bytes,
+            is_pressed: self.room.is_pressed(),
         }
     }
 
     /// What it takes of the disk.
     pub(super) fn disk_use(&self) -> DiskUse {
         let checkpoint_bytes = self.checkpoints.newest_bytes();
-        DiskUse { log_bytes: self.wal.disk_bytes(), checkpoint_bytes }
+        let (free_bytes, space) = (self.room.free_bytes(), self.room.level());
+        DiskUse { log_bytes: self.wal.disk_bytes(), checkpoint_bytes, free_bytes, space }
     }
 
     /// Whether the log has failed: nothing is acknowledged any more.

@@ -225,6 +225,19 @@ impl SimDisk {
     }
 }
 
+impl SimDisk {
+    /// Gives back the space of a file that shrinks.
+    fn shrink(&self, bytes: u64) {
+        if let Some(free) = &mut self.lock().free {
+            *free += bytes;
+        }
+    }
+
+    fn len_of(&self, name: &str) -> u64 {
+        self.mem.open(name).and_then(|file| self.mem.len(&file)).unwrap_or(0)
+    }
+}
+
 impl Default for SimDisk {
     fn default() -> Self {
         Self::new()
@@ -262,8 +275,14 @@ impl Disk for SimDisk {
 
     fn write_at(&self, file: &MemFile, offset: u64, buffer: &[u8]) -> io::Result<usize> {
         self.change()?;
+        // A disk that runs full takes the blocks that fit first.
+        let len = self.mem.len(file)?;
+        let free = self.lock().free.unwrap_or(u64::MAX) / 4096 * 4096;
+        let room = usize::try_from(len.saturating_add(free).saturating_sub(offset));
+        let fits = room.unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = if fits == 0 { buffer } else { &buffer[..fits] };
         let end = offset + buffer.len() as u64;
-        self.grow(end.saturating_sub(self.mem.len(file)?))?;
+        self.grow(end.saturating_sub(len))?;
         self.mem.write_at(file, offset, buffer)
     }
 
@@ -278,7 +297,10 @@ impl Disk for SimDisk {
 
     fn truncate(&self, name: &str, len: u64) -> io::Result<()> {
         self.change()?;
-        self.mem.truncate(name, len)
+        let before = self.len_of(name);
+        self.mem.truncate(name, len)?;
+        self.shrink(before.saturating_sub(len));
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -288,12 +310,19 @@ impl Disk for SimDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.change()?;
-        self.mem.remove(name)
+        let before = self.len_of(name);
+        self.mem.remove(name)?;
+        self.shrink(before);
+        Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         self.change()?;
         self.mem.sync_dir()
+    }
+
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(self.lock().free)
     }
 
     fn display(&self, name: &str) -> String {
@@ -327,6 +356,9 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         disk.write_at(&file, 0, &[2; 4096]).expect("overwriting needs no space");
         assert!(disk.create("b").is_err());
+        assert_eq!(disk.available_bytes().expect("known"), Some(0));
+        disk.remove("a").expect("removed");
+        assert_eq!(disk.available_bytes().expect("known"), Some(4096), "its content");
         disk.set_free(None);
         disk.create("b").expect("there is space again");
     }

@@ -227,7 +227,8 @@ impl World {
             }
             match storage.task_done() {
                 Ok(true) => {}
-                Ok(false) => return Ok(Err("the disk is full".to_owned())),
+                // It serves what can be read, and goes on when there is space.
+                Ok(false) => break,
                 Err(error) if disk.died() => return Ok(Err(error.to_string())),
                 Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
             }

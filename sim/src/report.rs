@@ -105,6 +105,12 @@ counters! {
     groups_damaged,
     /// Nodes that ended for good because the others refused their disk.
     refusals,
+    /// Times a disk became fuller or emptier.
+    space_changes,
+    /// Commands refused because disks were full.
+    refused_disk,
+    /// Messages of leaders dropped because a disk was full.
+    dropped_disk,
     /// Frames sent between nodes.
     frames,
     /// Frames lost on the way.
@@ -119,6 +125,8 @@ impl Counters {
         self.checkpoints += stats.checkpoints;
         self.snapshots += stats.snapshots_installed;
         self.forwards += stats.forwarded;
+        self.refused_disk += stats.refused_disk;
+        self.dropped_disk += stats.dropped_disk;
         self.lost_proposals += stats.lost_proposals;
         self.values_damaged += stats.values_damaged;
         self.values_repaired += stats.values_repaired;

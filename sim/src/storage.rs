@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coracle_engine::{CheckpointWork, Input, Load};
+use coracle_engine::{CheckpointWork, DiskSpace, Input, Load, SpaceGauge};
 use coracle_raft::{BatchSeq, GroupId, Place, Record};
 use coracle_wal::{AlignedBuf, Disk, ReadOp, SegmentTask, Wal, WalError, WriteOp};
 
@@ -45,6 +45,8 @@ pub(crate) struct Storage {
     seal_at: Micros,
     /// Ticks until a full disk is asked again.
     pause_ticks: u32,
+    /// How full the disk is.
+    gauge: SpaceGauge,
     lie: Option<Lie>,
     /// A lie that was told and that nobody has asked about yet.
     told: Option<Lie>,
@@ -76,8 +78,10 @@ impl Storage {
     pub(crate) fn new(wal: Wal<SimDisk>, gather: Micros, newest: Option<u64>) -> Self {
         let files = CheckpointFiles::new(wal.options().identity, newest);
         let start = wal.log_start().number();
+        let gauge = SpaceGauge::new(wal.options().segment_bytes);
         Self {
             wal,
+            gauge,
             writes: BTreeMap::new(),
             loads: BTreeMap::new(),
             task: None,
@@ -186,9 +190,12 @@ impl Storage {
         }
         self.owed_bytes = 0;
         let segments = self.wal.live_segments().count();
-        let step = if segments > plan.checkpoint_segments { plan.checkpoint_step } else { 0 };
+        let (level, plenty) = (self.gauge.level(), DiskSpace::Ample);
+        let writes = segments > plan.checkpoint_segments || level > plenty;
+        let moves = segments > plan.gc_segments || level > plenty;
         let before = self.wal.log_start().number();
-        (step, (segments > plan.gc_segments).then_some(before))
+        let step = if writes { plan.checkpoint_step } else { 0 };
+        (step, (moves && level < DiskSpace::Out).then_some(before))
     }
 
     /// Reads of values and of parts of segments.
@@ -347,13 +354,32 @@ impl Storage {
         Some(Input::EntriesLoaded { group: load.group, first: load.first, entries })
     }
 
-    /// A tick has passed: a log that went quiet says on disk that it is durable.
-    pub(crate) fn tick(&mut self) {
+    /// Looks how full the disk is; the new level if it is another one.
+    fn look_at_space(&mut self) -> Option<DiskSpace> {
+        let segment_bytes = self.wal.options().segment_bytes;
+        let free = self.wal.disk().available_bytes().ok().flatten();
+        self.wal.be_thrifty(free.is_some_and(|free| free < segment_bytes));
+        let room = free.map_or(u64::MAX, |free| {
+            let free = if self.pause_ticks > 0 { 0 } else { free };
+            self.wal.reserved_bytes() + free / segment_bytes * segment_bytes
+        });
+        self.gauge.update(room)
+    }
+
+    /// A tick has passed: a log that went quiet says on disk that it is durable. Tells how full the
+    /// disk is when that has changed.
+    pub(crate) fn tick(&mut self) -> Option<DiskSpace> {
         self.pause_ticks = self.pause_ticks.saturating_sub(1);
+        let space = self.look_at_space();
+        if self.gauge.level() > DiskSpace::Ample {
+            // As much work is due as can be done.
+            self.owed_bytes = usize::MAX / 2;
+        }
         if self.idle {
             self.wal.idle_watermark();
         }
         self.idle = true;
+        space
     }
 
     /// The process or its power goes while all this is under way.
@@ -551,6 +577,26 @@ mod tests {
             storage.tick();
         }
         disk.set_free(None);
+        storage.tick();
         assert!(storage.start_task() && storage.task_done().expect("prepared"));
+    }
+
+    /// The level follows the space that is left, and the log's own reserve counts.
+    #[test]
+    fn a_disk_that_fills_up_is_told_in_levels() {
+        let disk = SimDisk::new();
+        let mut storage = open(&disk);
+        while storage.start_task() {
+            storage.task_done().expect("prepared");
+        }
+        assert_eq!(storage.tick(), None, "no limit");
+        let mut levels = Vec::new();
+        for segments in (0..6).rev() {
+            disk.set_free(Some(segments * (64 << 10) + 1));
+            levels.extend(storage.tick());
+        }
+        assert_eq!(levels, [DiskSpace::Low, DiskSpace::Scarce], "the reserve is never empty");
+        disk.set_free(None);
+        assert_eq!(storage.tick(), Some(DiskSpace::Ample));
     }
 }

@@ -347,7 +347,10 @@ impl World {
         match arrival {
             Arrival::Tick => {
                 core.handle(Input::Tick { at: wall });
-                storage.tick();
+                if let Some(space) = storage.tick() {
+                    self.counters.space_changes += 1;
+                    core.handle(Input::Space(space));
+                }
                 self.dial_all(host);
             }
             Arrival::Commands(commands) => {

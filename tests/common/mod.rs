@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod ledger;
+pub mod mount;
 pub mod stored;
 
 use std::fs::{self, OpenOptions};

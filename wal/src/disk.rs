@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Deref;
 
+use crate::format::BLOCK_BYTES;
+
 /// A directory of segments and checkpoints. All operations block; a handle is cheap to clone and
 /// may be used from any thread.
 ///
@@ -108,23 +110,36 @@ pub trait Disk: Clone + Send + 'static {
     /// Whatever the system says.
     fn sync_dir(&self) -> io::Result<()>;
 
+    /// Bytes that new files can have, or `None` if that is not known. What it says may be wrong the
+    /// next moment: others write to the same disk.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// How errors name a file of this disk.
     fn display(&self, name: &str) -> String;
 }
 
-/// Writes all of the buffer or says why not.
+/// Writes all of the buffer or says why not. A disk that runs full takes whole blocks first, and
+/// says why with the next write.
 pub(crate) fn write_all<D: Disk>(
     disk: &D,
     file: &D::File,
     offset: u64,
     buffer: &[u8],
 ) -> io::Result<()> {
-    let written = disk.write_at(file, offset, buffer)?;
-    if written == buffer.len() {
-        return Ok(());
+    let mut done = 0;
+    while done < buffer.len() {
+        let rest = &buffer[done..];
+        let written = disk.write_at(file, offset + done as u64, rest)?;
+        if written == 0 || !written.is_multiple_of(BLOCK_BYTES) {
+            let text = format!("short write: {written} of {} bytes", rest.len());
+            return Err(io::Error::new(io::ErrorKind::WriteZero, text));
+        }
+        done += written;
     }
-    Err(io::Error::new(
-        io::ErrorKind::WriteZero,
-        format!("short write: {written} of {} bytes", buffer.len()),
-    ))
+    Ok(())
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use coracle_ring::AlignedBuf;
 
 use crate::Disk;
+use crate::format::BLOCK_BYTES;
 
 /// What survives or is lost at once when power fails.
 pub const SECTOR_BYTES: usize = 512;
@@ -86,6 +87,7 @@ struct State {
     durable_names: BTreeMap<String, u64>,
     dir_changes: Vec<DirChange>,
     faults: Vec<(DiskOp, u32, io::ErrorKind)>,
+    file_bytes_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -162,6 +164,12 @@ impl MemDisk {
     /// The operation after `after` more of its kind fails with this error, once.
     pub fn fail(&self, op: DiskOp, after: u32, error: io::ErrorKind) {
         self.lock().faults.push((op, after, error));
+    }
+
+    /// Files grow no longer than this: a write takes the whole blocks that fit, and one of which
+    /// nothing fits finds the disk full, as file systems do it. `None`: as long as they like.
+    pub fn bound_files(&self, bytes_max: Option<u64>) {
+        self.lock().file_bytes_max = bytes_max;
     }
 
     /// Takes back every failure that has not happened yet, and unreadable parts.
@@ -268,8 +276,15 @@ impl Disk for MemDisk {
 
     fn write_at(&self, file: &MemFile, offset: u64, buffer: &[u8]) -> io::Result<usize> {
         self.fault(DiskOp::Write)?;
-        self.lock().file(file)?.write(offset as usize, buffer);
-        Ok(buffer.len())
+        let mut state = self.lock();
+        let free = state.file_bytes_max.map_or(u64::MAX, |max| max.saturating_sub(offset));
+        let free = free / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let fits = buffer.len().min(usize::try_from(free).unwrap_or(usize::MAX));
+        if fits == 0 && !buffer.is_empty() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.file(file)?.write(offset as usize, &buffer[..fits]);
+        Ok(fits)
     }
 
     fn sync_data(&self, file: &MemFile) -> io::Result<()> {

@@ -217,6 +217,11 @@ impl Disk for RealDisk {
         File::open(&*self.dir)?.sync_all()
     }
 
+    fn available_bytes(&self) -> io::Result<Option<u64>> {
+        let stat = rustix::fs::statvfs(&*self.dir)?;
+        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
     fn display(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }

@@ -95,7 +95,13 @@ impl SegmentTask {
     pub fn run_paced<D: Disk>(self, disk: &D, pace: &mut dyn FnMut(u64)) -> SegmentDone<D::File> {
         let result = match &self.job {
             Job::Prepare { header, recycle } => {
-                prepare(disk, header, recycle.as_deref(), pace).map(Some)
+                let file = prepare(disk, header, recycle.as_deref(), pace);
+                if recycle.is_none() && file.as_ref().is_err_and(is_full) {
+                    // What is there of it is space that others need. Should it stay, it is taken
+                    // over by the next attempt, or removed by the next process.
+                    let _ = disk.remove(&spare_name(header.number));
+                }
+                file.map(Some)
             }
             Job::Remove { name } => remove(disk, name).map(|()| None),
         };
@@ -140,6 +146,11 @@ fn prepare<D: Disk>(
     disk.rename(&spare, &SegmentId(header.number).file_name())?;
     disk.sync_dir()?;
     Ok(file)
+}
+
+/// Whether the disk, or this user's part of it, is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn remove<D: Disk>(disk: &D, name: &str) -> io::Result<()> {

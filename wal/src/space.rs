@@ -4,8 +4,9 @@ use std::io;
 
 use coracle_raft::{BatchSeq, Bug, GroupId, planted};
 
+use crate::format::BLOCK_BYTES;
 use crate::groups::Before;
-use crate::segment::{Job, SegmentDone, SegmentId, SegmentTask};
+use crate::segment::{Job, SegmentDone, SegmentId, SegmentTask, is_full};
 use crate::wal::{OnDurable, Release, Retired};
 use crate::{Disk, Lsn, Wal, WalError};
 
@@ -19,6 +20,7 @@ impl<D: Disk> Wal<D> {
         }
         let job = self.wanted_job();
         self.task_running = job.is_some();
+        self.is_taking_space = matches!(job, Some(Job::Prepare { recycle: None, .. }));
         job.map(|job| SegmentTask { job }).into_iter().collect()
     }
 
@@ -41,7 +43,7 @@ impl<D: Disk> Wal<D> {
         if let Some(old) = old.filter(|old| !old.reusable || many) {
             return Some(Job::Remove { name: old.name.clone() });
         }
-        if !wanted {
+        if !wanted || (self.is_thrifty && old.is_none() && self.spare_count() > 0) {
             return None;
         }
         let recycle = old.map(|old| old.name.clone());
@@ -62,13 +64,31 @@ impl<D: Disk> Wal<D> {
         self.files_kept = count;
     }
 
+    /// From now on no more space is taken from the disk than the log cannot do without: a new file
+    /// is made only when no segment is ready. Files of which nothing is needed are used as ever.
+    pub const fn be_thrifty(&mut self, thrifty: bool) {
+        self.is_thrifty = thrifty;
+    }
+
+    /// Bytes that can be written without taking space from the disk: in segments at hand, and in
+    /// those made from files of which nothing is needed.
+    pub fn reserved_bytes(&self) -> u64 {
+        let reusable = self.retired.iter().filter(|retired| retired.reusable).count() as u64;
+        self.free_bytes() + reusable * (self.options.segment_bytes - BLOCK_BYTES as u64)
+    }
+
+    /// Whether a file is being made that takes its space from the disk bit by bit.
+    pub const fn is_taking_space(&self) -> bool {
+        self.is_taking_space
+    }
+
     /// Takes the result of a [`SegmentTask`].
     ///
     /// # Errors
     /// [`WalError::NoSpace`] is not latched: the task is handed out again, when to run it is the
     /// driver's choice. Every other error is final.
     pub fn segment_ready(&mut self, done: SegmentDone<D::File>) -> Result<(), WalError> {
-        self.task_running = false;
+        (self.task_running, self.is_taking_space) = (false, false);
         let (file, recycled) = match &done.job {
             Job::Prepare { header, recycle } => {
                 (SegmentId::new(header.number).file_name(), recycle.is_some())
@@ -93,8 +113,7 @@ impl<D: Disk> Wal<D> {
 
     fn segment_failed(&mut self, file: String, recycled: bool, source: io::Error) -> WalError {
         let file = self.disk.display(&file);
-        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        if !full.contains(&source.kind()) {
+        if !is_full(&source) {
             self.latched = true;
             return WalError::Segment { file, source };
         }

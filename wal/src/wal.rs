@@ -60,7 +60,10 @@ pub struct Wal<D: Disk> {
     pub(crate) released: Vec<SegmentId>,
     /// Files in all up to which retired ones are kept.
     pub(crate) files_kept: usize,
+    /// No file is made while one is ready.
+    pub(crate) is_thrifty: bool,
     pub(crate) task_running: bool,
+    pub(crate) is_taking_space: bool,
     pub(crate) latched: bool,
     pub(crate) salts: Salts,
     /// The batch that records are being put for.
@@ -137,7 +140,9 @@ impl<D: Disk> Wal<D> {
             retired: VecDeque::new(),
             released: Vec::new(),
             files_kept: 0,
+            is_thrifty: false,
             task_running: false,
+            is_taking_space: false,
             latched: false,
             salts,
             batch: BatchSeq::default(),

@@ -75,6 +75,47 @@ fn no_space_for_a_segment_is_retried_and_other_failures_are_final() {
     }
 }
 
+/// A file system that runs full takes a part of a write first. A node ended because of that short
+/// write. What was made of the segment gives its space back.
+#[test]
+fn a_segment_that_does_not_fit_is_given_up_and_tried_again() {
+    for fits in [4096, 20 << 10, 60 << 10] {
+        let disk = MemDisk::new();
+        let (mut wal, _) = recover(disk.clone(), options(), &mut |_, _| {}).expect("opens");
+        disk.bound_files(Some(fits));
+        let error = wal.prepare_segments().expect_err("it is full");
+        assert!(matches!(error, WalError::NoSpace { .. }), "{fits}: {error}");
+        assert!(!wal.is_latched() && disk.list().expect("list").is_empty(), "{fits}");
+        disk.bound_files(None);
+        wal.prepare_segments().expect("there is space again");
+        assert!(wal.can_seal());
+    }
+}
+
+/// No file is made for later while space is short, but the one without which the log stands still.
+#[test]
+fn a_thrifty_log_takes_no_space_it_can_do_without() {
+    let mut rig = Rig::open(MemDisk::new(), Options { spare_max: 3, ..options() }).expect("opens");
+    rig.wal.be_thrifty(true);
+    assert_eq!(rig.wal.spare_count(), 3, "made at the start");
+    let mut at = 0;
+    while rig.wal.spare_count() > 0 {
+        at += 1;
+        rig.append(&[entry(1, 1, at, 3000)]);
+        while let Some(op) = rig.wal.next_write() {
+            rig.write(&op);
+            rig.done(op);
+        }
+    }
+    let before = rig.wal.reserved_bytes();
+    rig.wal.prepare_segments().expect("prepared");
+    assert_eq!((rig.wal.spare_count(), rig.wal.wanted_segments().len()), (1, 0));
+    assert_eq!(rig.wal.reserved_bytes(), before + (60 << 10));
+    rig.wal.be_thrifty(false);
+    rig.wal.prepare_segments().expect("prepared");
+    assert_eq!(rig.wal.spare_count(), 3);
+}
+
 /// Every second attempt to prepare a segment finds the disk full, at
 /// each step of it in turn.
 #[test]

@@ -4,6 +4,7 @@
 //! have replaced, and the next one is tried later.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::Instant;
 
 use coracle_engine::{CheckpointWork, Input};
@@ -15,6 +16,8 @@ use super::super::background::{Background, Job};
 pub(in super::super) struct CheckpointDone<D: Disk> {
     writer: Option<CheckpointWriter<D>>,
     outcomes: Vec<(u64, Result<Finished, CheckpointError>)>,
+    /// Bytes for new files that the disk had afterwards.
+    available: io::Result<Option<u64>>,
 }
 
 /// The checkpoint files of one core.
@@ -27,6 +30,9 @@ pub(super) struct CheckpointFiles<D: Disk> {
     /// The file that is being written, unless a job has it.
     writer: Option<CheckpointWriter<D>>,
     running: bool,
+    /// The disk is to be asked for its space although there is no other work.
+    measuring: bool,
+    available: Option<u64>,
     /// A job that the background did not take.
     refused: Option<Job<CheckpointDone<D>>>,
     began: Instant,
@@ -54,10 +60,23 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
             queue: VecDeque::new(),
             writer: None,
             running: false,
+            measuring: false,
+            available: None,
             refused: None,
             began: Instant::now(),
             newest,
         }
+    }
+
+    /// Asks the disk for its space when nothing else is under way.
+    pub(super) fn measure(&mut self) {
+        self.measuring = true;
+        self.submit();
+    }
+
+    /// Bytes for new files that the disk had, if it was asked since the last call.
+    pub(super) const fn take_available(&mut self) -> Option<u64> {
+        self.available.take()
     }
 
     /// Whether all work that was handed over is done.
@@ -80,14 +99,14 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
     fn submit(&mut self) {
         let job = match self.refused.take() {
             Some(job) => job,
-            None if self.running || self.queue.is_empty() => return,
+            None if self.running || (self.queue.is_empty() && !self.measuring) => return,
             None => {
                 if matches!(self.queue.front(), Some(CheckpointWork::Begin { .. })) {
                     self.began = Instant::now();
                 }
                 let (work, writer) = (std::mem::take(&mut self.queue), self.writer.take());
                 let (disk, identity) = (self.disk.clone(), self.identity);
-                self.running = true;
+                (self.running, self.measuring) = (true, false);
                 Box::new(move || run(&disk, identity, work, writer))
             }
         };
@@ -99,6 +118,10 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
         while let Some(done) = self.background.finished() {
             self.running = false;
             self.writer = done.writer;
+            match done.available {
+                Ok(available) => self.available = available.or(self.available),
+                Err(error) => tracing::warn!(target: "wal", %error, "cannot ask for free space"),
+            }
             for (number, outcome) in done.outcomes {
                 let result = self.ended(number, outcome);
                 answer(Input::Checkpointed { number, result });
@@ -181,7 +204,8 @@ fn run<D: Disk>(
             }
         }
     }
-    CheckpointDone { writer, outcomes }
+    let available = disk.available_bytes();
+    CheckpointDone { writer, outcomes, available }
 }
 
 #[cfg(test)]

@@ -40,6 +40,15 @@ const SCANNED_MORE: f64 = 8.0;
 const SCANNED_PER_APPENDED_MAX: f64 = 16.0;
 /// Bytes of old segments read per second at least, while the log is too large.
 const SCANNED_BYTES_PER_SECOND: f64 = 4e6;
+/// While the disk has little space, bytes of sections written and of segments read per second at
+/// least.
+const PRESSED_BYTES_PER_SECOND: f64 = 32e6;
+/// And values are moved as long as the log has so many times the bytes in use...
+const PRESSED_LOG_PER_LIVE: f64 = 1.125;
+/// ... and so many segments more: emptying the rest would gain nothing.
+const PRESSED_LOG_SEGMENTS: f64 = 2.0;
+/// What is needed no more is released when the two newest checkpoints know it.
+const CHECKPOINTS_KEPT: u8 = 2;
 /// Bytes owed at most: what could not be done in time is not made up for by a burst.
 const OWED_BYTES_MAX: f64 = 4e6;
 
@@ -59,6 +68,10 @@ pub(super) struct Levels {
     pub(super) log_bytes: u64,
     /// There are values in use in segments that recovery does not read.
     pub(super) has_old_values: bool,
+    /// Length of a segment file.
+    pub(super) segment_bytes: u64,
+    /// The disk has little space.
+    pub(super) is_pressed: bool,
 }
 
 /// What is to be done for one log.
@@ -68,6 +81,8 @@ pub(super) struct Upkeep {
     log_bytes_target: u64,
     /// Appended since the last checkpoint began.
     appended_bytes: u64,
+    /// Checkpoints until nothing is kept only for older ones.
+    cycles_left: u8,
     began: Instant,
     /// Not before this time: the last one was given up.
     retry_at: Option<Instant>,
@@ -90,6 +105,7 @@ impl Upkeep {
             config,
             log_bytes_target,
             appended_bytes: 0,
+            cycles_left: CHECKPOINTS_KEPT,
             began: now,
             retry_at: None,
             is_checkpointing: false,
@@ -107,6 +123,7 @@ impl Upkeep {
     /// call for no more moves.
     pub(super) fn appended(&mut self, bytes: u64, moved: u64) {
         self.appended_bytes += bytes;
+        self.cycles_left = CHECKPOINTS_KEPT;
         if self.is_checkpointing {
             self.sections_owed += bytes as f64 * self.sections_per_appended;
         }
@@ -125,26 +142,44 @@ impl Upkeep {
             let cycle = levels.newest_bytes.max(levels.index_bytes) as f64;
             self.sections_per_appended = cycle / (interval as f64 * CYCLE_PER_INTERVAL);
             let period = self.config.period.as_secs_f64() * CYCLE_PER_INTERVAL;
-            self.sections_owed += seconds * (cycle / period).max(SECTIONS_BYTES_PER_SECOND);
+            let pressed = if levels.is_pressed { PRESSED_BYTES_PER_SECOND } else { 0.0 };
+            let least = (cycle / period).max(SECTIONS_BYTES_PER_SECOND).max(pressed);
+            self.sections_owed += seconds * least;
             return false;
         }
         let due = self.appended_bytes >= interval
             || (self.appended_bytes > 0 && now >= self.began + self.config.period)
+            || (levels.is_pressed && self.is_due_for_space(levels, now))
             || self.retry_at.is_some();
         let due = due && self.retry_at.is_none_or(|at| now >= at);
         if due {
             self.appended_bytes = 0;
+            self.cycles_left = self.cycles_left.saturating_sub(1);
             (self.began, self.retry_at) = (now, None);
             (self.is_checkpointing, self.sections_owed) = (true, SECTIONS_BYTES_MIN);
         }
         due
     }
 
+    /// Whether a checkpoint would free something, and the last one is long enough ago: the longer
+    /// the larger it is.
+    fn is_due_for_space(&self, levels: &Levels, now: Instant) -> bool {
+        let pause = 1.0 + 4.0 * levels.newest_bytes as f64 / PRESSED_BYTES_PER_SECOND;
+        self.cycles_left > 0 && now >= self.began + Duration::from_secs_f64(pause)
+    }
+
     fn look_at_log(&mut self, levels: &Levels, interval: u64, seconds: f64) {
         let needed = 2.0 * levels.live_bytes as f64 + INTERVALS_BESIDE_VALUES * interval as f64;
         let bound = needed.max(self.log_bytes_target as f64);
         self.files_bytes = bound + INTERVALS_UNTIL_REUSE * interval as f64;
-        let over = levels.log_bytes as f64 / bound - 1.0;
+        let mut over = levels.log_bytes as f64 / bound - 1.0;
+        let mut per_second = SCANNED_BYTES_PER_SECOND;
+        if levels.is_pressed {
+            let least = PRESSED_LOG_PER_LIVE * levels.live_bytes as f64
+                + PRESSED_LOG_SEGMENTS * levels.segment_bytes as f64;
+            over = over.max(levels.log_bytes as f64 / least.max(1.0) - 1.0);
+            per_second = PRESSED_BYTES_PER_SECOND;
+        }
         self.may_scan = levels.has_old_values;
         if over <= 0.0 || !self.may_scan {
             (self.scanned_per_appended, self.scan_owed) = (0.0, 0.0);
@@ -152,7 +187,7 @@ impl Upkeep {
         }
         let more = SCANNED_PER_APPENDED + SCANNED_MORE * over;
         self.scanned_per_appended = more.min(SCANNED_PER_APPENDED_MAX);
-        self.scan_owed = (self.scan_owed + seconds * SCANNED_BYTES_PER_SECOND).min(OWED_BYTES_MAX);
+        self.scan_owed = (self.scan_owed + seconds * per_second).min(OWED_BYTES_MAX);
     }
 
     /// Bytes of files that the log may well need: no reason to remove any.
@@ -282,5 +317,47 @@ mod tests {
             }
             assert!(read.abs_diff((owed * MIB as f64) as u64) < 262_144, "{name}: {read}");
         }
+    }
+
+    /// Little space: values are moved as long as something is gained, also far below the bound of
+    /// the log, and checkpoints are made until nothing is kept for older ones.
+    #[test]
+    fn with_little_space_what_can_be_freed_is_freed() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut upkeep = upkeep(start);
+        let levels = |live: u64, log: u64, is_pressed: bool| Levels {
+            live_bytes: live * MIB,
+            log_bytes: log * MIB,
+            has_old_values: true,
+            segment_bytes: 10 * MIB,
+            newest_bytes: 8_000_000,
+            is_pressed,
+            ..Levels::default()
+        };
+        for (live, log, is_pressed, moves) in [
+            (10, 80, false, false),
+            (10, 80, true, true),
+            (10, 32, true, true),
+            (10, 31, true, false),
+            (80, 100, true, false),
+            (80, 111, true, true),
+        ] {
+            upkeep.scan_owed = 0.0;
+            upkeep.tick(&levels(live, log, is_pressed), at(0));
+            upkeep.appended(MIB, 0);
+            let case = format!("{live} live of {log}, {is_pressed}");
+            assert_eq!(upkeep.scan_bytes().is_some(), moves, "{case}");
+        }
+        let pressed = levels(10, 31, true);
+        assert!(!upkeep.tick(&levels(10, 31, false), at(3)), "there is space");
+        assert!(!upkeep.tick(&pressed, at(1)), "too soon: 2 s with this length");
+        assert!(upkeep.tick(&pressed, at(2)));
+        assert!(upkeep.tick(&pressed, at(4)), "the second that is kept");
+        assert!(!upkeep.tick(&pressed, at(60)), "a third would free nothing");
+        upkeep.appended(1, 0);
+        assert!(upkeep.tick(&pressed, at(61)));
+        assert!(upkeep.tick(&pressed, at(63)));
+        assert!(!upkeep.tick(&pressed, at(100)));
     }
 }
