@@ -4,12 +4,23 @@
 //!
 //! Not here: consensus (`raft`), data (`engine`), bytes on disk (`wal`) and on the wire (`net`).
 
+/// A named place where tests can end or stop the process (docs/testing.md): nothing without the
+/// feature `failpoints`.
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        fail::fail_point!($name);
+    };
+}
+
 mod cli;
 mod client;
 mod config;
 mod ctl;
 mod data_dir;
 mod demo;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod fatal;
 mod logging;
 mod password;
@@ -77,6 +88,9 @@ struct CheckConfig {
 
 fn main() -> ExitCode {
     fatal::install_panic_hook();
+    // What the environment says in FAILPOINTS holds until the process ends.
+    #[cfg(feature = "failpoints")]
+    std::mem::forget(fail::FailScenario::setup());
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -77,6 +77,7 @@ impl Siblings {
     }
 
     fn push(&mut self, me: CoreAddr, to: CoreAddr, message: PeerMessage) {
+        failpoint!("xcore_before_push");
         let index = usize::from(to.core.0);
         self.pushed[index] = true;
         if !self.overflow[index].is_empty() {
@@ -206,10 +207,14 @@ impl HotLoop {
     fn act(&mut self, now: WallMillis) {
         let drain = if self.storage.may_seal(Instant::now()) { Drain::All } else { Drain::Urgent };
         let mut effects = std::mem::take(&mut self.effects);
+        failpoint!("apply_before_batch");
         self.core.drain(drain, &mut effects);
+        failpoint!("apply_after_batch");
         self.storage.execute(&mut effects, &mut self.core);
         self.storage.submit(&mut self.ring);
         for (to, message) in effects.sends.drain(..) {
+            #[cfg(feature = "failpoints")]
+            crate::failpoints::sending(&message);
             if to.node == self.me.node {
                 self.siblings.push(self.me, to, message);
             } else {
@@ -220,6 +225,7 @@ impl HotLoop {
             digests::log(self.me.core.0, &found);
         }
         for (token, reply) in effects.replies.drain(..) {
+            failpoint!("reply_before_send");
             self.clients.reply(token, reply);
         }
         self.storage.read(&mut effects, &mut self.ring, &mut self.core);

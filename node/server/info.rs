@@ -285,6 +285,7 @@ fn replication(w: &mut Writer<'_>) {
     w.sum("coracle_elections_won", |core| core.elections_won);
     w.sum("coracle_leader_changes", |core| core.leader_changes);
     w.sum("coracle_balanced", |core| core.balanced);
+    w.sum("coracle_snapshots_installed", |core| core.snapshots_installed);
 }
 
 fn cpu(w: &mut Writer<'_>) {

@@ -67,6 +67,8 @@ pub(super) struct Storage {
     room: Room,
     sealed_at: Instant,
     idle: bool,
+    #[cfg(feature = "failpoints")]
+    named: crate::failpoints::Named,
 }
 
 /// Where a log does its slow work.
@@ -125,6 +127,8 @@ impl Storage {
             room,
             sealed_at: now,
             idle: true,
+            #[cfg(feature = "failpoints")]
+            named: crate::failpoints::Named::default(),
         })
     }
 
@@ -161,6 +165,8 @@ impl Storage {
     /// Adds records to the open batch; their places.
     fn append(&mut self, batch: BatchSeq, records: &[Record]) -> Vec<Place> {
         self.idle = false;
+        #[cfg(feature = "failpoints")]
+        self.named.appending(batch, records);
         let before = self.wal.pending_bytes();
         let mut places = Vec::with_capacity(records.len());
         self.wal.append(batch, records, &mut places);
@@ -194,6 +200,7 @@ impl Storage {
         while let Some(op) = self.wal.next_write() {
             self.segments.appended(op.len as u64);
             let file = open_file(&mut self.files, &self.wal, ring, op.segment);
+            failpoint!("wal_before_submit");
             match file {
                 Ok(file) => ring.write_dsync(file, op.id, op.offset, op.buffer, op.len),
                 // Reported as the write's own failure, which latches the log.
@@ -217,7 +224,15 @@ impl Storage {
         result: io::Result<usize>,
         buffer: AlignedBuf,
     ) -> Result<Option<BatchSeq>, Fatal> {
-        self.wal.written(id, result, buffer).map_err(storage_error)
+        // It is synced as well: the write is one with its sync.
+        failpoint!("wal_after_write");
+        let durable = self.wal.written(id, result, buffer).map_err(storage_error);
+        failpoint!("wal_after_sync");
+        #[cfg(feature = "failpoints")]
+        if let Ok(Some(batch)) = &durable {
+            self.named.durable(*batch);
+        }
+        durable
     }
 
     /// Takes finished background work.

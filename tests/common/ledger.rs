@@ -30,6 +30,9 @@ pub struct Entry {
     pub acks: Vec<Instant>,
 }
 
+/// What is known of all keys.
+pub type Ledger = BTreeMap<String, Entry>;
+
 /// Writers in the background.
 pub struct Writers {
     stop: Arc<AtomicBool>,
@@ -51,7 +54,7 @@ impl Writers {
     }
 
     /// Stops the writers; what they know.
-    pub fn finish(self) -> BTreeMap<String, Entry> {
+    pub fn finish(self) -> Ledger {
         self.stop.store(true, Ordering::SeqCst);
         let all = self.threads.into_iter().map(|thread| thread.join().expect("a writer panicked"));
         all.flatten().collect()

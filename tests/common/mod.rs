@@ -87,12 +87,18 @@ pub struct Node {
 impl Node {
     /// Starts its process.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts its process with these variables in its environment.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.child.is_none(), "node {} runs already", self.id);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("log file");
         let child = Command::new(CORACLE)
             .args(&self.args)
             .env_clear()
             .env("RUST_BACKTRACE", "1")
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)

@@ -21,6 +21,15 @@
 //! only in [`recover`], [`inspect`], [`Examination`], [`SegmentTask::run`] and
 //! [`Wal::prepare_segments`], and where checkpoints are written and opened.
 
+/// A named place where tests can end or stop the process (docs/testing.md): nothing without the
+/// feature `failpoints`.
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        fail::fail_point!($name);
+    };
+}
+
 mod batch;
 mod checkpoint;
 mod disk;

@@ -120,6 +120,7 @@ fn prepare<D: Disk>(
     let spare = spare_name(header.number);
     let file = match recycle {
         Some(old) => {
+            failpoint!("loggc_before_recycle");
             if old != spare {
                 disk.rename(old, &spare)?;
                 disk.sync_dir()?;
@@ -143,8 +144,11 @@ fn prepare<D: Disk>(
     header.encode(&mut block);
     write_all(disk, &file, 0, &block)?;
     disk.sync_data(&file)?;
+    failpoint!("wal_segment_created");
     disk.rename(&spare, &SegmentId(header.number).file_name())?;
+    failpoint!("wal_segment_renamed");
     disk.sync_dir()?;
+    failpoint!("wal_dir_synced");
     Ok(file)
 }
 
@@ -154,6 +158,7 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 }
 
 fn remove<D: Disk>(disk: &D, name: &str) -> io::Result<()> {
+    failpoint!("loggc_before_unlink");
     match disk.remove(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => disk.sync_dir(),

@@ -33,6 +33,7 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "clippy", what: "lints, warnings denied", run: clippy },
     Step { name: "doc", what: "API documentation, warnings denied", run: doc },
     Step { name: "test", what: "unit, integration and documentation tests", run: test },
+    Step { name: "failpoints", what: "a node ends at every named place", run: failpoints },
     Step { name: "build", what: "optimized binaries", run: build },
     Step { name: "sim", what: "simulated clusters under faults, old seeds and new ones", run: sim },
     Step { name: "bench", what: "every bench once, without measuring", run: bench },
@@ -135,6 +136,11 @@ fn doc(context: &Context) -> Result<Outcome> {
 
 fn test(context: &Context) -> Result<Outcome> {
     context.cargo_tests(&["test", "--workspace", "--locked", "--no-fail-fast"])
+}
+
+/// A build of its own: nothing else may have the feature.
+fn failpoints(context: &Context) -> Result<Outcome> {
+    context.cargo_tests(&["test", "--features", "failpoints", "--test", "failpoints", "--locked"])
 }
 
 fn build(context: &Context) -> Result<Outcome> {

@@ -125,18 +125,23 @@ impl<D: Disk> CheckpointWriter<D> {
     pub fn finish(mut self) -> Result<Finished, CheckpointError> {
         self.check()?;
         let bytes = self.complete()?;
+        failpoint!("snap_tmp_written");
         let disk = self.disk.clone();
         let name = file_name(self.number);
         if !planted(Bug::CheckpointRenamedBeforeSync) {
             disk.sync_data(&self.file).map_err(io(&disk, &name, "sync"))?;
         }
+        failpoint!("snap_synced");
         let unfinished = unfinished_name(self.number);
         disk.rename(&unfinished, &name).map_err(io(&disk, &unfinished, "rename"))?;
+        failpoint!("snap_renamed");
         // From here on a failure takes the new name away again: whether it lasts is not known,
         // so the next checkpoint must not count on it when it removes older ones.
         self.unfinished = Some(name.clone());
         disk.sync_dir().map_err(io(&disk, &name, "sync the directory of"))?;
         self.unfinished = None;
+        // The directory says which files count: there is no other manifest.
+        failpoint!("snap_manifest_switched");
         let older = self.remove_older()?;
         Ok(Finished { number: self.number, bytes, sections: self.sections.len(), older })
     }

@@ -104,6 +104,7 @@ fn keep<D: Disk>(
     let mut file_bytes = scan.file_bytes;
     if let Some(end) = end.filter(|&end| scan.header.is_some() && end < file_bytes) {
         disk.truncate(&scan.name, end).map_err(io(disk, &scan.name, "truncate"))?;
+        failpoint!("wal_truncate_suffix");
         file_bytes = end;
     }
     let file = disk.open(&scan.name).map_err(io(disk, &scan.name, "open"))?;
