@@ -17,6 +17,7 @@ use crate::gc::{Gc, Targets};
 use crate::group::{Cold, Group, Leadership, Tally, Turn};
 use crate::keyspace::Keyspace;
 use crate::located::Placing;
+use crate::pace::SnapshotPace;
 use crate::recovery::Recovery;
 use crate::repair::Repairs;
 use crate::stats::CoreStats;
@@ -105,6 +106,8 @@ pub struct Core {
     pub(crate) graveyard: Graveyard,
     pub(crate) keyspace: Keyspace,
     pub(crate) repairs: Repairs,
+    /// For snapshots to followers.
+    pub(crate) pace: SnapshotPace,
     /// For the next drain: no value is needed before this segment.
     pub(crate) values_from: Option<u64>,
     /// Ticks for which the preferred leader of a group led elsewhere has been caught up.
@@ -167,6 +170,7 @@ impl Core {
             graveyard: Graveyard::default(),
             keyspace: Keyspace::new(config.seed),
             repairs: Repairs::new(config.seed.rotate_left(17)),
+            pace: SnapshotPace::default(),
             values_from: None,
             reads_open: 0,
             released: Vec::new(),
@@ -381,6 +385,7 @@ impl Core {
             state: &mut self.state,
             targets: &mut self.targets,
             graveyard: &mut self.graveyard,
+            pace: &mut self.pace,
             place,
             map: &self.config.map,
             tick: self.ticks,
@@ -465,6 +470,7 @@ impl Core {
     fn tick(&mut self, at: WallMillis) {
         self.ticks += 1;
         self.now = at;
+        self.pace.tick();
         for place in 0..self.groups.len() {
             self.tick_group(place);
         }

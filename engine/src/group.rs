@@ -16,6 +16,7 @@ use crate::command::encoding::{Header, Op, op_of};
 use crate::divergence::Checks;
 use crate::gc::Targets;
 use crate::lost::Lost;
+use crate::pace::SnapshotPace;
 use crate::places::Places;
 use crate::reads::Reads;
 use crate::stall::Stalls;
@@ -94,6 +95,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) state: &'a mut StateQueue,
     pub(crate) targets: &'a mut Targets,
     pub(crate) graveyard: &'a mut Graveyard,
+    pub(crate) pace: &'a mut SnapshotPace,
     /// The group's own place among those of its core.
     pub(crate) place: usize,
     pub(crate) map: &'a ClusterMap,

@@ -34,6 +34,7 @@ mod lost;
 mod map;
 mod moved;
 pub mod offline;
+mod pace;
 mod pipeline;
 mod places;
 mod reads;

@@ -20,6 +20,7 @@ const HOPS_AT_ONCE_MAX: u8 = 3;
 impl Core {
     /// Finds the way for a command that has just arrived.
     pub(crate) fn route(&mut self, mut task: Task) {
+        self.pace.command(task.command.payload.len());
         let Some(view) = View::parse(task.command.payload.bytes()) else {
             return self.refuse(&task, Reply::error("ERR malformed command"));
         };

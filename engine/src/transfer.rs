@@ -1,5 +1,6 @@
 //! Snapshots from a leader to a follower whose entries are forgotten: the shards of a group one
-//! after the other, a few pieces ahead of the follower's disk.
+//! after the other, a few pieces ahead of the follower's disk, and no faster than what clients want
+//! meanwhile leaves room for ([`crate::pace`]).
 
 use std::collections::VecDeque;
 
@@ -176,7 +177,11 @@ impl Group {
 
     fn fill_window(&mut self, to: NodeId, turn: &mut Turn<'_>) {
         let Some(mut outgoing) = self.outgoing.remove(&to) else { return };
-        while outgoing.window.len() < WINDOW_PIECES && !outgoing.complete && outgoing.reading == 0 {
+        while outgoing.window.len() < WINDOW_PIECES
+            && !outgoing.complete
+            && outgoing.reading == 0
+            && turn.pace.may_send()
+        {
             let wanted = outgoing.frozen.as_ref().map(|f| f.wanted(PIECE_BYTES, turn.cache));
             if let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) {
                 outgoing.reading = wanted.len();
@@ -187,6 +192,7 @@ impl Group {
             let Some(payload) = self.next_payload(&mut outgoing, turn.cache) else { break };
             let (piece, done) = (outgoing.next_piece, outgoing.complete);
             outgoing.next_piece += 1;
+            turn.pace.sent(payload.len());
             outgoing.window.push_back((piece, done, payload.clone()));
             self.raft.send_snapshot_piece(to, outgoing.base, piece, done, payload);
         }

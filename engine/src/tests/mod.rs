@@ -9,6 +9,7 @@ mod keyspace;
 mod limits;
 mod model;
 mod nemesis;
+mod pace;
 mod pipeline;
 #[cfg(feature = "planted")]
 mod planted;
