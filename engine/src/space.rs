@@ -59,8 +59,8 @@ impl DiskSpace {
 /// Makes a level of what is left on a disk; it gets better only when that is a segment more than
 /// what made it worse.
 ///
-/// Between two levels lies what is needed in between. While only deletes are taken, two segments may
-/// be filled with them. While nothing is taken, the values in use of a whole segment can still be
+/// Between two levels lies what is needed in between. While only deletes are taken, two segments
+/// may be filled with them. While nothing is taken, the values in use of a whole segment can still be
 /// moved, and with it the oldest segment is free. The last segment has room for many terms and
 /// votes.
 #[derive(Clone, Copy, Debug)]

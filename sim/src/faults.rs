@@ -314,8 +314,8 @@ impl World {
 
     pub(crate) fn set_full(&mut self, node: usize, full: bool) {
         for host in self.hosts_of(node) {
-            // From nothing to a little more than what matters; the last segment may be cut off in the
-            // middle.
+            // From nothing to a little more than what matters; the last segment may be cut off in
+            // the middle.
             let left = self.rng.below(4 * self.plan.disk.segment_bytes);
             self.hosts[host].disk.set_free(full.then_some(left));
         }
