@@ -26,8 +26,9 @@ impl Tmpfs {
 
     /// Takes all space that is left.
     pub fn fill(&self) {
-        let mut file = fs::File::create(self.0.join("ballast")).expect("create");
-        let piece = vec![1; 1 << 20];
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).append(true).open(self.0.join("ballast"));
+        let (mut file, piece) = (file.expect("open"), vec![1; 1 << 20]);
         while file.write_all(&piece).is_ok() {}
     }
 
