@@ -60,8 +60,8 @@ impl DiskSpace {
 /// what made it worse.
 ///
 /// Between two levels lies what is needed in between. While only deletes are taken, two segments
-/// may be filled with them. While nothing is taken, the values in use of a whole segment can still be
-/// moved, and with it the oldest segment is free. The last segment has room for many terms and
+/// may be filled with them. While nothing is taken, the values in use of a whole segment can still
+/// be moved, and with it the oldest segment is free. The last segment has room for many terms and
 /// votes.
 #[derive(Clone, Copy, Debug)]
 pub struct SpaceGauge {
