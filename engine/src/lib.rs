@@ -54,6 +54,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod view;
 
 pub use checking::GroupDigest;
 pub use config::{ConfigError, CoreConfig};

@@ -463,8 +463,8 @@ pub(super) fn a_flush_keeps_its_place_behind_commands_that_wait() {
     }
 }
 
-/// Replicas that cannot read a value which a command needs, and find it nowhere else, go on with the
-/// flush that makes the value worthless.
+/// Replicas that cannot read a value which a command needs, and find it nowhere else, go on with
+/// the flush that makes the value worthless.
 #[test]
 fn a_flush_frees_replicas_that_wait_for_ever() {
     let options = ClusterOptions { groups: 1, shards: 4, ..ClusterOptions::default() };
