@@ -325,15 +325,18 @@ impl Storage {
         let start = self.wal.log_start().number();
         let oldest = core.oldest_value().unwrap_or(start);
         let last = self.wal.live_segments().last().map_or(start, SegmentId::number);
+        let segment_bytes = self.wal.options().segment_bytes;
         Levels {
             is_checkpointing: core.is_checkpointing(),
             newest_bytes: self.checkpoints.newest_bytes(),
             index_bytes: core.index_bytes(),
             live_bytes: core.live_bytes(),
-            log_bytes: (last + 1).saturating_sub(oldest.min(start))
-                * self.wal.options().segment_bytes,
+            log_bytes: (last + 1).saturating_sub(oldest.min(start)) * segment_bytes,
             has_old_values: oldest < start,
-            segment_bytes: self.wal.options().segment_bytes,
+            // And the one that is being prepared.
+            files_bytes: (self.wal.live_segments().count() + self.wal.spare_count() + 1) as u64
+                * segment_bytes,
+            segment_bytes,
             is_pressed: self.room.is_pressed(),
         }
     }

@@ -52,6 +52,30 @@ const CHECKPOINTS_KEPT: u8 = 2;
 /// Bytes owed at most: what could not be done in time is not made up for by a burst.
 const OWED_BYTES_MAX: f64 = 4e6;
 
+/// How long files are kept that were needed at once with all others.
+const PEAK: Duration = Duration::from_secs(30);
+
+/// The most of something in the last one to two times [`PEAK`].
+#[derive(Debug)]
+struct Peak {
+    newest: u64,
+    older: u64,
+    since: Instant,
+}
+
+impl Peak {
+    fn add(&mut self, bytes: u64, now: Instant) {
+        if now.duration_since(self.since) >= PEAK {
+            (self.older, self.newest, self.since) = (self.newest, 0, now);
+        }
+        self.newest = self.newest.max(bytes);
+    }
+
+    fn get(&self) -> u64 {
+        self.newest.max(self.older)
+    }
+}
+
 /// What upkeep goes by, looked at once per tick.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Levels {
@@ -68,6 +92,8 @@ pub(super) struct Levels {
     pub(super) log_bytes: u64,
     /// There are values in use in segments that recovery does not read.
     pub(super) has_old_values: bool,
+    /// Bytes of segment files in which something is needed, or that are ready.
+    pub(super) files_bytes: u64,
     /// Length of a segment file.
     pub(super) segment_bytes: u64,
     /// The disk has little space.
@@ -96,6 +122,8 @@ pub(super) struct Upkeep {
     may_scan: bool,
     /// Bytes that the files are expected to have.
     files_bytes: f64,
+    /// Bytes that they had.
+    files_peak: Peak,
     looked_at: Instant,
 }
 
@@ -115,6 +143,7 @@ impl Upkeep {
             scan_owed: 0.0,
             may_scan: false,
             files_bytes: log_bytes_target as f64,
+            files_peak: Peak { newest: 0, older: 0, since: now },
             looked_at: now,
         }
     }
@@ -136,6 +165,7 @@ impl Upkeep {
         let seconds = now.duration_since(self.looked_at).as_secs_f64();
         self.looked_at = now;
         let interval = self.config.bytes.max(INTERVAL_PER_FILE * levels.newest_bytes);
+        self.files_peak.add(levels.files_bytes, now);
         self.look_at_log(levels, interval, seconds);
         self.is_checkpointing = levels.is_checkpointing;
         if levels.is_checkpointing {
@@ -191,8 +221,8 @@ impl Upkeep {
     }
 
     /// Bytes of files that the log may well need: no reason to remove any.
-    pub(super) const fn files_bytes(&self) -> u64 {
-        self.files_bytes as u64
+    pub(super) fn files_bytes(&self) -> u64 {
+        (self.files_bytes as u64).max(self.files_peak.get())
     }
 
     /// A checkpoint was given up.
@@ -316,6 +346,27 @@ mod tests {
                 read += bytes as u64;
             }
             assert!(read.abs_diff((owed * MIB as f64) as u64) < 262_144, "{name}: {read}");
+        }
+    }
+
+    /// Files that the log has needed at once are kept for a while, or they would be removed when
+    /// the log is short and made anew when it is long.
+    #[test]
+    fn files_that_were_needed_are_kept_for_a_while() {
+        let start = Instant::now();
+        let mut upkeep = upkeep(start);
+        for (second, in_use, kept) in [
+            (0, 100, 1150),
+            (1, 2000, 2000),
+            (2, 1900, 2000),
+            (31, 1400, 2000),
+            (60, 1500, 2000),
+            (62, 1000, 1500),
+            (93, 1000, 1150),
+        ] {
+            let levels = Levels { files_bytes: in_use * MIB, ..Levels::default() };
+            upkeep.tick(&levels, start + Duration::from_secs(second));
+            assert_eq!(upkeep.files_bytes(), kept * MIB, "second {second}");
         }
     }
 
