@@ -34,7 +34,7 @@ runs=(recycled half tails away large)
 disk_bytes() {
   local device
   device=$(stat -c %d "$data")
-  awk '{ print $7 * 512 }' "/sys/dev/block/$((device >> 8)):$((device & 255))/stat"
+  awk '{ printf "%.0f\n", $7 * 512 }' "/sys/dev/block/$((device >> 8)):$((device & 255))/stat"
 }
 
 # amplification TITLE FLAGS…: a closed loop, and what the disk wrote for it.
@@ -77,7 +77,7 @@ run() {
       keys=120000 amplification "120,000 keys, log $(($(ask 1 coracle_log_bytes INFO) >> 20)) MiB"
       ;;
     tails)
-      more=$'[checkpoint]\nbytes = "1TiB"\nperiod = 86400\n[wal]\nmax_size = "1TiB"' start
+      more=$'[checkpoint]\nbytes = "1000GiB"\nperiod = 86400\n[wal]\nmax_size = "1000GiB"' start
       load --preload --warmup 0 --seconds 5 --rate 20000 --connections 16
       open_loop "no checkpoint, no emptying"
       finish
