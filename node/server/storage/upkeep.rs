@@ -30,8 +30,13 @@ const INTERVALS_UNTIL_REUSE: f64 = 1.5;
 /// Intervals that are added to twice the live values.
 const INTERVALS_BESIDE_VALUES: f64 = 2.0;
 
-/// Bytes of an old segment that are read at once.
+/// Bytes of an old segment that are read at once while the log is near its bound.
 const SCAN_BYTES: f64 = 262_144.0;
+/// And at most. The next part is read when what was needed in this one has its new place: small
+/// parts cannot keep up with a log that grows at the speed of the disk, large ones are felt.
+const SCAN_BYTES_MAX: f64 = 2_097_152.0;
+/// How many times more for each time that the log exceeds its bound by the bound itself.
+const SCAN_BYTES_MORE: f64 = 16.0;
 /// Bytes of old segments read for each byte appended when the log has just become too large.
 const SCANNED_PER_APPENDED: f64 = 2.0;
 /// How many more for each time that the log exceeds its bound by the bound itself.
@@ -118,6 +123,8 @@ pub(super) struct Upkeep {
     /// 0 while the log is small enough.
     scanned_per_appended: f64,
     scan_owed: f64,
+    /// At most so many at once.
+    scan_bytes: f64,
     /// Some of what is old enough to be read is in use.
     may_scan: bool,
     /// Bytes that the files are expected to have.
@@ -141,6 +148,7 @@ impl Upkeep {
             sections_owed: 0.0,
             scanned_per_appended: 0.0,
             scan_owed: 0.0,
+            scan_bytes: SCAN_BYTES,
             may_scan: false,
             files_bytes: log_bytes_target as f64,
             files_peak: Peak { newest: 0, older: 0, since: now },
@@ -217,6 +225,7 @@ impl Upkeep {
         }
         let more = SCANNED_PER_APPENDED + SCANNED_MORE * over;
         self.scanned_per_appended = more.min(SCANNED_PER_APPENDED_MAX);
+        self.scan_bytes = (SCAN_BYTES * (1.0 + SCAN_BYTES_MORE * over)).min(SCAN_BYTES_MAX);
         self.scan_owed = (self.scan_owed + seconds * per_second).min(OWED_BYTES_MAX);
     }
 
@@ -240,7 +249,8 @@ impl Upkeep {
 
     /// Bytes of an old segment to be read now, if so many are owed.
     pub(super) fn scan_bytes(&self) -> Option<usize> {
-        (self.scan_owed >= SCAN_BYTES).then_some(SCAN_BYTES as usize)
+        let bytes = self.scan_owed.min(self.scan_bytes);
+        (bytes >= SCAN_BYTES).then_some(bytes as usize)
     }
 
     /// That many are being read.
