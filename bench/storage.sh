@@ -7,7 +7,7 @@
 #
 # recycled  bytes that the disk wrote per byte that clients wrote, by the counters of the disk that
 #           holds DATA, once segments are used again and hold no value in use
-# half      the same while half of the log is values in use
+# half      the same with 0.5 GB of values in use in a log that may have 1 GiB or a little more
 # tails     20,000 writes/s in open loop while the log holds no old values and no checkpoint begins,
 #           and then with checkpoints and emptying of segments going on
 # away      a node is killed, comes back after AWAY=60 seconds of 20,000 writes/s, and catches up
@@ -71,7 +71,6 @@ run() {
       keys=20000 amplification "20,000 keys, segments are used again"
       ;;
     half)
-      # A log of 1 GiB, half of it values in use.
       more=$'[checkpoint]\nbytes = "64MiB"\n[wal]\nsegment_size = "32MiB"\nmax_size = "1GiB"' start
       keys=120000 load --preload --warmup 0 --seconds 60 --connections 16 --pipeline 16
       keys=120000 amplification "120,000 keys, log $(($(ask 1 coracle_log_bytes INFO) >> 20)) MiB"
