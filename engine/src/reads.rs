@@ -88,30 +88,29 @@ impl Reads {
         }
     }
 
-    /// Takes out confirmed reads whose deadline has come.
+    /// Takes out the reads whose deadline has come. A leader whose quorum answers, but cannot
+    /// write, confirms none for as long as that lasts.
     pub(crate) fn overdue(&mut self, now: u64) -> Vec<Task> {
-        let mut overdue = Vec::new();
-        self.blocked.retain(|_, tasks| {
-            overdue.extend(tasks.extract_if(.., |task| task.deadline <= now));
-            !tasks.is_empty()
-        });
-        self.count -= overdue.len();
-        overdue
+        self.extract(|task| task.deadline <= now)
     }
 
     /// Takes out the reads that follow other commands of their connection.
     pub(crate) fn following(&mut self) -> Vec<Task> {
-        let mut following = Vec::new();
+        self.extract(|task| task.follows)
+    }
+
+    fn extract(&mut self, wanted: impl Fn(&Task) -> bool) -> Vec<Task> {
+        let mut found = Vec::new();
         let contexts = self.waiting.iter_mut().map(|(_, reads)| reads);
         for reads in std::iter::once(&mut self.open).chain(contexts) {
-            following.extend(reads.extract_if(.., |read| read.task.follows).map(|read| read.task));
+            found.extend(reads.extract_if(.., |read| wanted(&read.task)).map(|read| read.task));
         }
-        for tasks in self.blocked.values_mut() {
-            following.extend(tasks.extract_if(.., |task| task.follows));
-        }
-        self.blocked.retain(|_, tasks| !tasks.is_empty());
-        self.count -= following.len();
-        following
+        self.blocked.retain(|_, tasks| {
+            found.extend(tasks.extract_if(.., |task| wanted(task)));
+            !tasks.is_empty()
+        });
+        self.count -= found.len();
+        found
     }
 
     /// Reads that have not been answered.

@@ -1,5 +1,7 @@
 //! What is bounded is refused beyond its bound, with a retryable answer, and recovers.
 
+use coracle_raft::{GroupId, Role};
+
 use super::show;
 use crate::testing::{Cluster, ClusterOptions, addr};
 use crate::{CoreConfig, Reply};
@@ -91,4 +93,30 @@ fn parked_commands_are_bounded_in_number_and_time() {
     cluster.start(2);
     cluster.start(3);
     assert_eq!(cluster.call(at, "GET n"), Reply::Null, "none of them was executed");
+}
+
+/// A new leader whose quorum hears it, but cannot write, confirms no read, for as long as that
+/// lasts; the clients are told in time.
+#[test]
+fn reads_that_nobody_can_confirm_are_refused_in_time() {
+    let options = ClusterOptions { groups: 1, ..ClusterOptions::default() };
+    let mut cluster = Cluster::with_config(options, |config| config.forward_timeout_ticks = 60);
+    cluster.wait_for_leaders();
+    let old = cluster.leader(0).expect("a leader");
+    let next = addr(old.node.get() % 3 + 1, 0);
+    assert!(cluster.core_mut(old).transfer_leadership(GroupId::new(0), next.node));
+    let leads = |cluster: &Cluster| {
+        let status = cluster.core(next).group_status(GroupId::new(0));
+        status.is_some_and(|status| status.role == Role::Leader)
+    };
+    assert!(cluster.run_until(200, leads), "the leadership moves");
+    (1..=3).for_each(|node| cluster.freeze_disk(node, true));
+    let token = cluster.submit(next, &[b"GET", b"k"]);
+    cluster.run(400);
+    assert_eq!(cluster.answer(token), None, "nothing of its term is committed");
+    cluster.run(400);
+    assert!(show(cluster.answer(token).expect("answered")).starts_with("-TRYAGAIN"));
+    assert!(leads(&cluster), "it goes on leading");
+    (1..=3).for_each(|node| cluster.freeze_disk(node, false));
+    assert_eq!(cluster.call(next, "GET k"), Reply::Null);
 }
