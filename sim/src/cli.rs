@@ -69,9 +69,9 @@ enum Sub {
         /// Seeds to try for each
         #[arg(long, default_value_t = 2000)]
         seeds: u64,
-        /// Only this one
+        /// Only this one; may be given more than once
         #[arg(long, value_name = "BUG")]
-        bug: Option<String>,
+        bug: Vec<String>,
         /// Simulated seconds with faults
         #[arg(long, default_value_t = 20, value_parser = seconds())]
         seconds: u64,
@@ -112,7 +112,7 @@ pub(crate) fn main() -> ExitCode {
     let clean = match args.command {
         Some(Sub::Check { file }) => check(&file),
         Some(Sub::Mutants { seeds, bug, seconds, jobs }) => {
-            mutants::run_all(seeds, bug.as_deref(), seconds, usize::from(jobs))
+            mutants::run_all(seeds, &bug, seconds, usize::from(jobs))
         }
         Some(Sub::Regressions { file, jobs }) => sweep::regressions(&file, usize::from(jobs)),
         None => run(&args.run),

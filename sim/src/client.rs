@@ -23,8 +23,10 @@ pub(crate) enum Expect {
     Anything,
     /// Everything was removed.
     Flushed,
-    /// The names of all keys, from `KEYS` or `SCAN`.
+    /// The names of all keys, from `KEYS`.
     Names,
+    /// Some names, and a cursor, from `SCAN`.
+    Step,
 }
 
 /// A command as a client sends it.
@@ -60,7 +62,16 @@ pub(crate) struct Client {
     pub(crate) probing: bool,
     /// It reads from the replica that it is connected to.
     pub(crate) stays_with_replica: bool,
+    pub(crate) scan: Option<Scan>,
     written: u64,
+}
+
+/// A scan that has not come to its end, over all keys.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub(crate) call_ns: u64,
+    pub(crate) cursor: Vec<u8>,
+    pub(crate) names: BTreeSet<Vec<u8>>,
 }
 
 /// What an answer means.
@@ -74,6 +85,8 @@ pub(crate) enum Verdict {
     Unknown,
     /// The names of all keys.
     Named(BTreeSet<Vec<u8>>),
+    /// Where the scan goes on, and the names of some keys.
+    Stepped(Vec<u8>, BTreeSet<Vec<u8>>),
     /// Done, but not as a pipeline must be that was done from its start.
     Astray(Outcome, String),
     /// Something that must never be answered.
@@ -92,6 +105,7 @@ impl Client {
             open: Vec::new(),
             probing: false,
             stays_with_replica: false,
+            scan: None,
             written: 0,
         };
         client.connect(host, rng);
@@ -108,14 +122,22 @@ impl Client {
             (self.via, self.read_mode) = (Via::Plain, ReadMode::AnyReplica);
         }
         self.protocol = if rng.chance(0.5) { Protocol::Resp2 } else { Protocol::Resp3 };
+        // A core shows only a part of the keys.
+        if self.via == Via::Core {
+            self.scan = None;
+        }
     }
 
     /// What it does next: one command, or several at once on one key.
     pub(crate) fn next(&mut self, plan: &LoadPlan, now: Micros, rng: &mut Rng) -> Vec<Call> {
         self.serial += 1;
         let tag = plan.tag(now);
-        if plan.whole > 0.0 && rng.chance(plan.whole) {
-            return vec![self.whole(rng)];
+        if plan.flush > 0.0 && rng.chance(plan.flush) {
+            return vec![whole(&["FLUSHALL"], Expect::Flushed)];
+        }
+        let goes_on = self.scan.is_some() && rng.chance(0.7);
+        if plan.whole > 0.0 && (goes_on || rng.chance(plan.whole)) {
+            return vec![self.look(rng)];
         }
         match rng.below(10) {
             0 => self.pipeline(plan, &tag, rng),
@@ -125,19 +147,17 @@ impl Client {
         }
     }
 
-    /// A command on the whole keyspace. What a core's port shows is only a part of it.
-    fn whole(&self, rng: &mut Rng) -> Call {
-        let (words, expect): (&[&str], _) = match rng.below(10) {
-            0 => (&["FLUSHALL"], Expect::Flushed),
-            _ if self.via == Via::Core => (&["RANDOMKEY"], Expect::Anything),
-            1..4 => (&["KEYS", "*"], Expect::Names),
-            4 => (&["DBSIZE"], Expect::Anything),
-            5 => (&["RANDOMKEY"], Expect::Anything),
-            _ => (&["SCAN", "0", "COUNT", "10000"], Expect::Names),
-        };
-        let args = words.iter().map(|word| word.as_bytes().to_vec()).collect();
-        let writes = matches!(expect, Expect::Flushed);
-        Call { key: Arc::from(&b""[..]), args, expect, writes }
+    /// A look at the whole keyspace, or the next step of a scan.
+    fn look(&self, rng: &mut Rng) -> Call {
+        if let Some(Scan { cursor, .. }) = &self.scan {
+            return scan(&String::from_utf8_lossy(cursor), rng);
+        }
+        match rng.below(10) {
+            0 => whole(&["DBSIZE"], Expect::Anything),
+            1 => whole(&["RANDOMKEY"], Expect::Anything),
+            2..6 if self.via == Via::Plain => whole(&["KEYS", "*"], Expect::Names),
+            _ => scan("0", rng),
+        }
     }
 
     /// A value that nobody else writes.
@@ -210,7 +230,7 @@ impl Client {
         let step = |kind: OpKind, answer: Reply| {
             let call = op(&key, kind.clone());
             // Where everything may be removed at any time no answer is certain.
-            let certain = plan.whole == 0.0;
+            let certain = plan.flush == 0.0;
             let expect = if certain { Expect::Exactly(kind, answer) } else { Expect::Op(kind) };
             Call { expect, ..call }
         };
@@ -232,6 +252,19 @@ impl Client {
         }
         steps
     }
+}
+
+/// A command on the whole keyspace.
+fn whole(words: &[&str], expect: Expect) -> Call {
+    let args = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let writes = matches!(expect, Expect::Flushed);
+    Call { key: Arc::from(&b""[..]), args, expect, writes }
+}
+
+/// A step of a scan: of a few keys, of some, or of all at once.
+fn scan(cursor: &str, rng: &mut Rng) -> Call {
+    let count = *rng.pick(&["1", "3", "10", "10000"]);
+    whole(&["SCAN", cursor, "COUNT", count], Expect::Step)
 }
 
 /// The command of an operation.
@@ -265,7 +298,8 @@ pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
         Expect::Anything => Verdict::Done(Outcome::Reply(Answer::Ok)),
         Expect::Flushed if *reply == Reply::OK => Verdict::Done(Outcome::Reply(Answer::Ok)),
         Expect::Flushed => Verdict::Wrong(format!("a flush is answered {reply:?}")),
-        Expect::Names => judge_names(reply),
+        Expect::Names => names(reply).map_or_else(|| wrong_list(reply), Verdict::Named),
+        Expect::Step => judge_step(reply).unwrap_or_else(|| wrong_list(reply)),
         Expect::Op(kind) => judge_answer(kind, reply),
         Expect::Exactly(kind, wanted) => match judge_answer(kind, reply) {
             Verdict::Done(outcome) if wanted != reply => {
@@ -277,28 +311,28 @@ pub(crate) fn judge(call: &Call, reply: &Reply) -> Verdict {
     }
 }
 
-/// The names in an answer to `KEYS` or to a `SCAN` from the beginning.
-fn judge_names(reply: &Reply) -> Verdict {
-    let wrong = || Verdict::Wrong(format!("a list of keys is answered {reply:?}"));
-    let names = match reply {
-        Reply::Array(fields) => match &fields[..] {
-            [Reply::Bulk(cursor), Reply::Array(names)] if cursor == b"0" => names,
-            // More is to come: that shows nothing of what is not in it.
-            [Reply::Bulk(_), Reply::Array(_)] => {
-                return Verdict::Done(Outcome::Reply(Answer::Ok));
-            }
-            _ => fields,
-        },
-        _ => return wrong(),
-    };
+/// What an answer to a step of a scan means.
+fn judge_step(reply: &Reply) -> Option<Verdict> {
+    let Reply::Array(fields) = reply else { return None };
+    let [Reply::Bulk(cursor), list] = &fields[..] else { return None };
+    Some(Verdict::Stepped(cursor.clone(), names(list)?))
+}
+
+/// A list of names, none of them twice.
+fn names(reply: &Reply) -> Option<BTreeSet<Vec<u8>>> {
+    let Reply::Array(fields) = reply else { return None };
     let mut set = BTreeSet::new();
-    for name in names {
-        match name {
-            Reply::Bulk(name) if !set.contains(name) => set.insert(name.clone()),
-            _ => return wrong(),
-        };
+    for field in fields {
+        let Reply::Bulk(name) = field else { return None };
+        if !set.insert(name.clone()) {
+            return None;
+        }
     }
-    Verdict::Named(set)
+    Some(set)
+}
+
+fn wrong_list(reply: &Reply) -> Verdict {
+    Verdict::Wrong(format!("a list of keys is answered {reply:?}"))
 }
 
 /// What an answer to an operation means, whatever was before it.
@@ -380,5 +414,14 @@ mod tests {
         let moved = judge(&get, &Reply::error("MOVED 77 h2:7101"));
         assert_eq!(moved, Verdict::Refused(Some(("h2".to_owned(), 7101))));
         assert_eq!(judge(&get, &Reply::error("UNCERTAIN outcome unknown: x")), Verdict::Unknown);
+        let bulk = |text: &str| Reply::Bulk(text.into());
+        let step = |list| Reply::Array(vec![bulk("7"), Reply::Array(list)]);
+        let (a, b) = (bulk("a"), bulk("b"));
+        let call = whole(&["SCAN", "0"], Expect::Step);
+        let names = BTreeSet::from([b"a".to_vec(), b"b".to_vec()]);
+        let stepped = Verdict::Stepped(b"7".to_vec(), names);
+        assert_eq!(judge(&call, &step(vec![b, a.clone()])), stepped);
+        assert!(matches!(judge(&call, &step(vec![a.clone(), a])), Verdict::Wrong(_)), "twice");
+        assert!(matches!(judge(&call, &Reply::Null), Verdict::Wrong(_)));
     }
 }

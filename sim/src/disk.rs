@@ -85,6 +85,26 @@ impl SimDisk {
         Some(format!("{len} bytes at {at} of {name}"))
     }
 
+    /// The newest checkpoint file.
+    pub(crate) fn newest_checkpoint(&self) -> Option<String> {
+        let names = self.mem.list().ok()?;
+        names.into_iter().filter(|name| name.ends_with(".ckp")).max()
+    }
+
+    /// Changes bits of one byte of a file that is not zero. Returns where.
+    pub(crate) fn rot_file(&self, name: &str, rng: &mut Rng) -> Option<String> {
+        let bytes = self.mem.contents(name)?;
+        let used = bytes.iter().rposition(|&byte| byte != 0)? + 1;
+        let at = rng.below(used as u64) as usize;
+        self.mem.flip(name, at, (rng.next() as u8).max(1));
+        Some(format!("a byte at {at} of {name}"))
+    }
+
+    /// Whether there is a file of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.mem.open(name).is_ok()
+    }
+
     /// Makes a few sectors somewhere in one of the files unreadable. Returns where.
     pub(crate) fn spoil(&self, rng: &mut Rng) -> Option<String> {
         let (name, at, _) = self.any_place(rng)?;

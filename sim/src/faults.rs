@@ -194,6 +194,8 @@ impl World {
                 return self.damage(fault);
             }
             Fault::OldValue => return self.damage_old_values(),
+            Fault::BadCheckpoint => return self.damage_newest_checkpoint(),
+            Fault::Stray => return self.put_stray(node),
             Fault::Wipe => return self.wipe(long),
             Fault::OldCopy => return self.old_copy(long),
         }

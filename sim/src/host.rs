@@ -18,6 +18,13 @@ use crate::network::Frame;
 use crate::queue::Micros;
 use crate::storage::{Job, Storage};
 
+/// Ticks of a core after which it must have answered a command: the time until it gives up finding
+/// a leader, that until it gives up waiting for the leader's answer, and a little more.
+const ANSWER_TICKS_MAX: u64 = 220;
+
+/// How many times as long a command on the whole keyspace may take.
+const ANSWER_PARTS: u64 = 10;
+
 /// Something that waits for a core's next turn.
 #[derive(Debug)]
 pub(crate) enum Arrival {
@@ -90,6 +97,8 @@ pub(crate) struct Asker {
     pub(crate) serial: u64,
     pub(crate) step: usize,
     pub(crate) protocol: Protocol,
+    /// The tick of its core by which it must have been answered.
+    pub(crate) due: u64,
 }
 
 /// A replica as the trace saw it last.
@@ -128,6 +137,8 @@ pub(crate) struct Host {
     /// By client.
     pub(crate) connections: BTreeMap<usize, Connection>,
     pub(crate) next_token: u64,
+    /// Ticks that its cores have seen.
+    pub(crate) ticks: u64,
     pub(crate) seen: Vec<Seen>,
     /// Nothing that the disk does completes; what would have done so waits.
     pub(crate) stuck: bool,
@@ -140,6 +151,8 @@ pub(crate) struct Host {
     pub(crate) values_damaged: bool,
     /// What was damaged is one checkpoint, once, and no more: recovery takes the one before.
     pub(crate) only_checkpoint: bool,
+    /// A checkpoint that was damaged, of which nothing may be missed.
+    pub(crate) bad_checkpoint: Option<String>,
 }
 
 impl Host {
@@ -158,6 +171,7 @@ impl Host {
             askers: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_token: 0,
+            ticks: 0,
             seen: Vec::new(),
             stuck: false,
             held: Vec::new(),
@@ -166,6 +180,7 @@ impl Host {
             damaged: false,
             values_damaged: false,
             only_checkpoint: false,
+            bad_checkpoint: None,
         }
     }
 
@@ -210,13 +225,23 @@ impl Host {
             self.next_token += 1;
             let token = Token(self.life << 40 | self.next_token);
             let (serial, protocol) = (connection.serial, connection.protocol);
-            self.askers.insert(token, Asker { client, serial, step, protocol });
+            // What asks many groups, one after the other, asks each with a deadline of its own.
+            let parts = if command.spans_groups() { ANSWER_PARTS } else { 1 };
+            let due = self.ticks + parts * ANSWER_TICKS_MAX;
+            self.askers.insert(token, Asker { client, serial, step, protocol, due });
             connection.unanswered.insert(token, core.unanswered(&command));
             let (via, read_mode) = (connection.via, connection.read_mode);
             let follows = order == Order::Follows;
             let request = Request { token, via, read_mode, follows, at, command };
             core.handle(Input::Request(request));
         }
+    }
+
+    /// A tick has passed. Returns a command that should have been answered long ago, whatever
+    /// became of it.
+    pub(crate) fn tick(&mut self) -> Option<Asker> {
+        self.ticks += 1;
+        self.askers.values().find(|asker| self.ticks > asker.due).copied()
     }
 
     /// An answer as bytes, and who gets it.

@@ -26,6 +26,7 @@ mod rng;
 pub mod run;
 mod spoil;
 mod storage;
+mod stray;
 pub mod trace;
 mod traffic;
 mod values;

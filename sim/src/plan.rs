@@ -145,6 +145,11 @@ kinds! {
     BadSector "bad-sector" Rot,
     /// Values in old segments of any node are damaged, different ones on different nodes.
     OldValue "old-value" Mix Crash Network Disk Rot,
+    /// The newest checkpoint of a core goes bad, on any node: everything it held is there still,
+    /// in the one before and the log.
+    BadCheckpoint "bad-checkpoint" Mix Crash Network Disk,
+    /// A key appears in the memory of one replica that no other one has.
+    Stray "stray" Mix Crash Network,
     /// One node's disks are replaced by empty ones.
     Wipe "wipe" Amnesia,
     /// A copy of one node's disks is made; later it takes their place.
@@ -211,8 +216,10 @@ pub struct LoadPlan {
     pub value_bytes_max: usize,
     /// Share of values that are longer than a few bytes.
     pub long_values: f64,
-    /// Share of commands that concern the whole keyspace; one in ten of them removes everything.
+    /// Share of commands that look at the whole keyspace.
     pub whole: f64,
+    /// Share of commands that remove everything.
+    pub flush: f64,
 }
 
 /// What one seed decides.
@@ -250,6 +257,13 @@ pub struct Plan {
     pub disk: DiskPlan,
     /// Clients.
     pub load: LoadPlan,
+}
+
+impl Fault {
+    /// Whether few runs meet it.
+    const fn is_rare(self) -> bool {
+        matches!(self, Self::BadCheckpoint | Self::Stray)
+    }
 }
 
 impl LoadPlan {
@@ -290,6 +304,7 @@ impl Plan {
         let mut faults: Vec<Fault> = Fault::ALL
             .iter()
             .copied()
+            .filter(|fault| !fault.is_rare())
             .filter(|fault| fault.in_profile(profile) && rng.chance(0.35))
             .collect();
         if !calm && faults.is_empty() {
@@ -300,6 +315,9 @@ impl Plan {
             Profile::Amnesia => &[Fault::Wipe, Fault::OldCopy],
             _ => &[],
         };
+        let mut rare = Rng::new(seed, "rare faults");
+        let rarely = |fault: &Fault| fault.is_rare() && fault.in_profile(profile);
+        faults.extend(Fault::ALL.iter().filter(|fault| rarely(fault) && rare.chance(0.2)));
         // Where much else goes on there is less damage.
         if profile == Profile::Rot && rng.chance(0.3) {
             let few = [Fault::Kill, Fault::PowerLoss];
@@ -321,6 +339,8 @@ impl Plan {
             reorder: rate(&mut rng, 0.5),
             corrupt: 0.002 + rng.unit() * 0.02,
         };
+        let mut whole = Rng::new(seed, "whole");
+        let has_whole = whole.chance(0.3);
         let load = LoadPlan {
             clients: rng.between(4, 12) as u32,
             think: *rng.pick(&[2, 10, 30, 80]) * MS,
@@ -330,7 +350,8 @@ impl Plan {
             value_bytes_max: *rng.pick(&[20, 300, 6000, 40_000]),
             // Many: logs outgrow what is kept in memory, and are read back.
             long_values: *rng.pick(&[0.1, 0.1, 0.8]),
-            whole: if Rng::new(seed, "whole").chance(0.3) { 0.01 } else { 0.0 },
+            whole: if has_whole { *whole.pick(&[0.01, 0.05]) } else { 0.0 },
+            flush: if has_whole { *whole.pick(&[0.001, 0.01]) } else { 0.0 },
         };
         // The largest pieces of snapshots must fit into a segment.
         let segments: &[u64] = match load.value_bytes_max {

@@ -21,6 +21,7 @@ use crate::history::{Bytes, Op, OpKind};
 use crate::plan::{ELECTION_TIMEOUT_MAX, Fault, MS, Plan, Profile, SECOND};
 use crate::queue::Micros;
 use crate::report::{Counters, Failure};
+use crate::stray;
 use crate::trace::Trace;
 use crate::world::World;
 
@@ -177,6 +178,7 @@ fn phases(world: &mut World) -> Step {
     settle(world)?;
     expect_refusals(world)?;
     read_everything(world)?;
+    miss_the_stray(world)?;
     world.deep_check()?;
     world.spread_wholes()?;
     check_history(world)
@@ -426,6 +428,16 @@ fn read_everything(world: &mut World) -> Step {
         read_all(world, prober, &keys)?;
     }
     Ok(())
+}
+
+/// A replica that is known to hold something else than the others does not show it.
+fn miss_the_stray(world: &mut World) -> Step {
+    let Some(node) = world.lone_holder()? else { return Ok(()) };
+    let prober = world.clients.len() - 1;
+    world.clients[prober].stays_with_replica = true;
+    world.open_hosts = world.hosts_of(node).collect();
+    // Nobody has ever written it, as the history knows.
+    read_all(world, prober, &[Bytes::from(stray::KEY)])
 }
 
 /// Reads keys until all are answered.

@@ -4,14 +4,18 @@
 //! What cannot be repaired by anybody proves nothing. So the values of a key are damaged on one of
 //! the group's replicas only, which one depends on the key: never on the node that other damage may
 //! hit, and only while a third replica has the same value durably.
+//!
+//! And damage that no other replica is needed for: the newest checkpoint, while the one before is
+//! whole.
 
 use coracle_engine::testing::Stored;
 use coracle_engine::{CoreAddr, CoreId};
 use coracle_raft::GroupId;
 use coracle_wal::SECTOR_BYTES;
 
-use crate::plan::Fault;
-use crate::world::World;
+use crate::faults::Undo;
+use crate::plan::{Fault, SECOND};
+use crate::world::{Event, Step, World};
 
 /// Values damaged at once, at most.
 const AT_ONCE_MAX: u64 = 8;
@@ -42,6 +46,44 @@ impl World {
             return true;
         }
         false
+    }
+
+    /// Damages the newest checkpoint of some core, and lets its node start again soon. Where a
+    /// snapshot has arrived there is more to fall back to, so such a core comes first. Not while
+    /// one that was damaged earlier is still there: the newest may have only that one before it.
+    pub(crate) fn damage_newest_checkpoint(&mut self) -> bool {
+        let victim = self.plan.hits_victim().then_some(self.plan.victim as usize);
+        let mut hosts: Vec<usize> = (0..self.hosts.len()).collect();
+        hosts.retain(|&host| Some(self.node_of(host)) != victim);
+        let received = |&host: &usize| {
+            self.hosts[host].core.as_ref().is_some_and(|core| core.needs_received())
+        };
+        let first: Vec<usize> = hosts.iter().copied().filter(received).collect();
+        let host = *self.rng.pick(if first.is_empty() { &hosts } else { &first });
+        let node = self.node_of(host);
+        let state = &mut self.hosts[host];
+        if state.bad_checkpoint.as_ref().is_some_and(|name| state.disk.has(name)) {
+            return false;
+        }
+        let Some(name) = state.disk.newest_checkpoint() else { return false };
+        let Some(what) = state.disk.rot_file(&name, &mut self.rng) else { return false };
+        state.bad_checkpoint = Some(name);
+        self.trace.node(self.now, state.addr, Fault::BadCheckpoint.name(), what);
+        let soon = self.now + self.rng.between(0, SECOND);
+        self.queue.push(soon, Event::Undo(Undo::ReadAgain(node)));
+        true
+    }
+
+    /// A checkpoint was finished, and the one before it, which must be kept, is gone: that needs
+    /// a reason.
+    pub(crate) fn explain_lost_checkpoint(&self, host: usize) -> Step {
+        let state = &self.hosts[host];
+        let unreadable = self.plan.faults.contains(&Fault::ReadError);
+        if unreadable || state.damaged || state.bad_checkpoint.is_some() {
+            return Ok(());
+        }
+        let text = format!("{}: a checkpoint is gone that nobody damaged", state.addr);
+        Err(self.failure("recovery", text))
     }
 
     /// Values of a core that may be damaged, and all its others.

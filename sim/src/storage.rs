@@ -223,6 +223,11 @@ impl Storage {
         self.files.done(self.wal.disk())
     }
 
+    /// Whether the checkpoint before the one that was finished last could not be read.
+    pub(crate) const fn has_lost_checkpoint(&self) -> bool {
+        self.files.lost_older
+    }
+
     /// Begins the reads that waited for what is durable now.
     pub(crate) fn retry_reads(&mut self) -> Vec<Read> {
         let waiting = self.values.take_waiting();

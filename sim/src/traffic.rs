@@ -1,8 +1,11 @@
 //! What clients do in a run: send, wait, give up, reconnect, write down.
 
+use std::collections::BTreeSet;
+
+use coracle_engine::Via;
 use coracle_net::resp::{self, encode_request};
 
-use crate::client::{self, Expect, Open, Verdict};
+use crate::client::{self, Expect, Open, Scan, Verdict};
 use crate::history::Outcome;
 use crate::host::{Arrival, Commands};
 use crate::plan::MS;
@@ -120,9 +123,12 @@ impl World {
                 }
                 Some(Verdict::Named(names)) => {
                     self.counters.count_answer(false);
-                    let (call_ns, return_ns) = (open.call_ns, Some(self.moment()));
-                    let did = Did::List(names);
-                    self.wholes.push(Whole { client: id, call_ns, return_ns, did });
+                    self.saw(id, open.call_ns, Did::List(names));
+                    continue;
+                }
+                Some(Verdict::Stepped(cursor, names)) => {
+                    self.counters.count_answer(false);
+                    self.stepped(client, open.call_ns, cursor, names);
                     continue;
                 }
                 Some(Verdict::Done(outcome)) => {
@@ -147,6 +153,28 @@ impl World {
         }
         self.client_later(client);
         Ok(())
+    }
+
+    /// A client has seen names of keys.
+    fn saw(&mut self, client: u64, call_ns: u64, did: Did) {
+        let return_ns = Some(self.moment());
+        self.wholes.push(Whole { client, call_ns, return_ns, did });
+    }
+
+    /// A client has done a step of a scan, or a part of one on a core's port.
+    fn stepped(&mut self, client: usize, call_ns: u64, cursor: Vec<u8>, names: BTreeSet<Vec<u8>>) {
+        let state = &mut self.clients[client];
+        let (id, all) = (state.id, state.via == Via::Plain);
+        let begun = Scan { call_ns, cursor: Vec::new(), names: BTreeSet::new() };
+        let mut scan = state.scan.take().unwrap_or(begun);
+        scan.names.extend(names.iter().cloned());
+        if cursor != b"0" {
+            scan.cursor = cursor;
+            state.scan = all.then_some(scan);
+        } else if all {
+            self.saw(id, scan.call_ns, Did::List(scan.names));
+        }
+        self.saw(id, call_ns, Did::See(names));
     }
 
     fn write_down(&mut self, id: u64, open: &Open, outcome: Outcome) {

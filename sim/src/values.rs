@@ -132,11 +132,20 @@ pub(crate) struct CheckpointFiles {
     running: Option<CheckpointWork>,
     writer: Option<CheckpointWriter<SimDisk>>,
     newest: Option<u64>,
+    /// Whether the checkpoint before the one that was finished last could not be read.
+    pub(crate) lost_older: bool,
 }
 
 impl CheckpointFiles {
     pub(crate) const fn new(identity: Identity, newest: Option<u64>) -> Self {
-        Self { identity, queue: VecDeque::new(), running: None, writer: None, newest }
+        Self {
+            identity,
+            queue: VecDeque::new(),
+            running: None,
+            writer: None,
+            newest,
+            lost_older: false,
+        }
     }
 
     /// Whether all work that was handed over is done.
@@ -168,7 +177,8 @@ impl CheckpointFiles {
         let (number, outcome) = self.run(disk, work)?;
         let result = outcome.map_err(|error| error.to_string()).and_then(|finished| {
             let expected = self.newest.replace(number);
-            if finished.older >= expected { Ok(()) } else { Err("the one before is gone".into()) }
+            self.lost_older = finished.older < expected;
+            if self.lost_older { Err("the one before is gone".into()) } else { Ok(()) }
         });
         Some(Input::Checkpointed { number, result })
     }

@@ -2,7 +2,10 @@
 //!
 //! A flush clears every key at some moment between its call and its answer. A complete list of
 //! names has looked at every key at one such moment: it was there, which is what a `SETNX` that did
-//! nothing saw, or it was not, which is what a `DEL` that did nothing saw.
+//! nothing saw, or it was not, which is what a `DEL` that did nothing saw. A scan in steps has,
+//! too, between its first call and its last answer: it must return what was there all the time, and
+//! may not return what never was. Each of its steps has seen what it returned between its own call
+//! and its answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,20 +31,33 @@ pub(crate) enum Did {
     Clear,
     /// Listed all keys.
     List(BTreeSet<Vec<u8>>),
+    /// Listed some keys.
+    See(BTreeSet<Vec<u8>>),
+}
+
+impl Did {
+    const fn names(&self) -> Option<&BTreeSet<Vec<u8>>> {
+        match self {
+            Self::Clear => None,
+            Self::List(names) | Self::See(names) => Some(names),
+        }
+    }
 }
 
 impl Whole {
-    fn op(&self, key: &Bytes) -> Op {
+    /// What it did to a key or saw of it, if anything.
+    fn op(&self, key: &Bytes) -> Option<Op> {
         let (kind, reply) = match &self.did {
             Did::Clear => (OpKind::Clear, Reply::Ok),
-            Did::List(names) if names.contains(&key[..]) => {
+            Did::List(names) | Did::See(names) if names.contains(&key[..]) => {
                 (OpKind::SetNx(Arc::from(&b"listed"[..])), Reply::Integer(0))
             }
             Did::List(_) => (OpKind::Del, Reply::Integer(0)),
+            Did::See(_) => return None,
         };
         let Self { client, call_ns, return_ns, .. } = *self;
         let outcome = return_ns.map_or(Outcome::Unknown, |_| Outcome::Reply(reply));
-        Op { client, key: Arc::clone(key), kind, outcome, call_ns, return_ns }
+        Some(Op { client, key: Arc::clone(key), kind, outcome, call_ns, return_ns })
     }
 }
 
@@ -54,7 +70,7 @@ impl World {
             *call = op.call_ns.min(*call);
         }
         for whole in std::mem::take(&mut self.wholes) {
-            if let Did::List(names) = &whole.did {
+            if let Some(names) = whole.did.names() {
                 let is_known = |name: &&Vec<u8>| {
                     // Keys with an expiry are in no history.
                     first.contains_key(&name[..]) || is_expiring(name)
@@ -68,7 +84,7 @@ impl World {
             // Before its first operation a key is not there whatever happens.
             let after = |call: u64| whole.return_ns.is_none_or(|returned| call <= returned);
             for (key, _) in first.iter().filter(|(_, call)| after(**call)) {
-                self.history.push(whole.op(key));
+                self.history.extend(whole.op(key));
             }
         }
         Ok(())
@@ -79,4 +95,38 @@ impl World {
 fn is_expiring(name: &[u8]) -> bool {
     let after_tag = name.iter().position(|&byte| byte == b'}').map_or(0, |end| end + 1);
     name.get(after_tag) == Some(&b'x')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> BTreeSet<Vec<u8>> {
+        names.iter().map(|name| name.as_bytes().to_vec()).collect()
+    }
+
+    fn saw(did: Did) -> Whole {
+        Whole { client: 1, call_ns: 5, return_ns: Some(9), did }
+    }
+
+    /// What a complete list leaves out was missing at some moment; a step of a scan that leaves
+    /// it out has not looked.
+    #[test]
+    fn only_complete_lists_show_what_is_not_there() {
+        let kind = |whole: &Whole, key: &str| whole.op(&Arc::from(key.as_bytes())).map(|o| o.kind);
+        let (list, step) = (saw(Did::List(names(&["a"]))), saw(Did::See(names(&["a"]))));
+        for whole in [&list, &step] {
+            assert!(matches!(kind(whole, "a"), Some(OpKind::SetNx(_))));
+        }
+        assert_eq!(kind(&list, "b"), Some(OpKind::Del));
+        assert_eq!(kind(&step, "b"), None);
+        assert_eq!(kind(&saw(Did::Clear), "b"), Some(OpKind::Clear));
+    }
+
+    #[test]
+    fn keys_that_expire_are_known_by_their_names() {
+        for (name, expires) in [("x1", true), ("{2}x1", true), ("k1", false), ("{2}p1.1", false)] {
+            assert_eq!(is_expiring(name.as_bytes()), expires, "{name}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use coracle_engine::{
     ClusterMap, CoreAddr, CoreId, CoreStats, Drain, Input, PeerMessage, not_sent, testing,
 };
-use coracle_raft::NodeId;
+use coracle_raft::{GroupId, NodeId};
 
 use crate::calm::Calm;
 use crate::client::Client;
@@ -102,6 +102,8 @@ pub(crate) struct World {
     pub(crate) history: Vec<Op>,
     /// Commands on all keys, that are not in the history yet.
     pub(crate) wholes: Vec<Whole>,
+    /// The group in which one replica was given a key that the others do not have.
+    pub(crate) stray: Option<GroupId>,
     pub(crate) invariants: Invariants,
     pub(crate) trace: Trace,
     pub(crate) counters: Counters,
@@ -162,6 +164,7 @@ impl World {
             clients,
             history: Vec::new(),
             wholes: Vec::new(),
+            stray: None,
             trace,
             counters: Counters::default(),
             rng,
@@ -352,6 +355,10 @@ impl World {
                     core.handle(Input::Space(space));
                 }
                 self.dial_all(host);
+                if let Some(late) = self.hosts[host].tick() {
+                    let text = format!("{} never answers {late:?}", self.hosts[host].addr);
+                    return Err(self.failure("answers", text));
+                }
             }
             Arrival::Commands(commands) => {
                 let taken = state.take(&commands, wall);
@@ -397,8 +404,14 @@ impl World {
                 }
             }
             Arrival::CheckpointDone => {
-                if let Some(input) = storage.checkpoint_done() {
+                let input = storage.checkpoint_done();
+                let failed = matches!(&input, Some(Input::Checkpointed { result: Err(_), .. }));
+                let is_gone = failed && storage.has_lost_checkpoint();
+                if let Some(input) = input {
                     core.handle(input);
+                }
+                if is_gone {
+                    self.explain_lost_checkpoint(host)?;
                 }
                 self.start_checkpoint(host);
             }
@@ -445,6 +458,7 @@ impl World {
         }
         self.observe(host)?;
         let addr = self.hosts[host].addr;
+        effects.divergences.retain(|found| self.stray != Some(found.group));
         if let Some(found) = effects.divergences.first() {
             let violation = DIGESTS.broken(addr, found.group, format!("{found:?}"));
             return Err(self.violation(&violation));

@@ -2,7 +2,7 @@
 
 use coracle_raft::{GroupId, LogIndex, Place, Raft};
 
-use crate::store::{Item, Located};
+use crate::store::{Item, Key, Located, Value};
 use crate::{Core, SlotId};
 
 /// What waits in a core and what it holds; every number has a limit in [`crate::CoreConfig`].
@@ -105,6 +105,11 @@ impl Core {
         }
     }
 
+    /// Whether some shard here can only be had again with what a leader has sent of it.
+    pub fn needs_received(&self) -> bool {
+        self.groups.iter().any(|group| group.state_needed_from().is_some())
+    }
+
     /// Changes what this replica holds for a key, as a bug or bad memory would: an item is made
     /// older by one entry. Returns whether there was one.
     pub fn corrupt(&mut self, key: &[u8]) -> bool {
@@ -115,6 +120,27 @@ impl Core {
         let Some(shard) = store.place(slot) else { return false };
         let older = |item: &mut Item| item.version = LogIndex::new(item.version.get() - 1);
         store.change(shard, |shard| shard.update(key, older)).is_some()
+    }
+
+    /// Puts a key into the memory of this replica that no entry of the log has put there, as bad
+    /// memory would. Returns its group, if it has a replica here.
+    pub fn stray(&mut self, key: &[u8]) -> Option<GroupId> {
+        let slot = SlotId::of_key(key);
+        let id = self.config.map.group_of_slot(slot);
+        let place = self.place(id)?;
+        let version = self.groups[place].applied();
+        let store = &mut self.groups[place].store;
+        let (shard, before) = (store.place(slot)?, store.totals());
+        let value = Value::Memory(b"stray".to_vec());
+        let item = Item { key: Key::new(key), value, version, expires_at: 0, sum: 0 };
+        store.change(shard, |shard| shard.insert(item));
+        self.totals.exchange(before, self.groups[place].store.totals());
+        Some(id)
+    }
+
+    /// Whether a group's replica here knows that it holds something else than the others.
+    pub fn has_diverged(&self, group: GroupId) -> bool {
+        self.place(group).is_some_and(|place| self.groups[place].checks.is_diverged())
     }
 
     /// What a group's replica here holds, and the index of the last entry that is in it. `None`

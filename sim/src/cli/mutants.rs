@@ -20,6 +20,15 @@ struct Hunt {
     took: Duration,
 }
 
+impl Hunt {
+    fn line(&self) -> String {
+        match self.found {
+            Some((seed, rule)) => format!("{}: seed {seed}, {rule}", self.bug.name()),
+            None => format!("{}: NOT found", self.bug.name()),
+        }
+    }
+}
+
 /// The bug of a name.
 pub(crate) fn named(name: &str) -> Result<Bug> {
     let bug = Bug::ALL.iter().find(|bug| bug.name() == name);
@@ -27,15 +36,11 @@ pub(crate) fn named(name: &str) -> Result<Bug> {
 }
 
 /// Plants bugs one after the other and prints which seed finds each; whether all were found.
-pub(crate) fn run_all(
-    seeds: u64,
-    only: Option<&str>,
-    seconds: u64,
-    threads: usize,
-) -> Result<bool> {
-    let bugs: VecDeque<Bug> = match only {
-        Some(name) => [named(name)?].into(),
-        None => Bug::ALL.iter().copied().collect(),
+pub(crate) fn run_all(seeds: u64, only: &[String], seconds: u64, threads: usize) -> Result<bool> {
+    let bugs: VecDeque<Bug> = if only.is_empty() {
+        Bug::ALL.iter().copied().collect()
+    } else {
+        only.iter().map(|name| named(name)).collect::<Result<_>>()?
     };
     let count = bugs.len();
     let bar = ProgressBar::new(count as u64).with_style(
@@ -61,6 +66,9 @@ pub(crate) fn run_all(
         }
         drop(sender);
         for hunt in results {
+            if bar.is_hidden() {
+                eprintln!("{}", hunt.line());
+            }
             bar.set_message(hunt.bug.name());
             bar.inc(1);
             hunts.push(hunt);

@@ -147,6 +147,13 @@ impl Invariants {
         }
     }
 
+    /// Replicas of a group were made to differ on purpose.
+    pub fn will_differ(&mut self, id: GroupId) {
+        if let Some(group) = self.groups.get_mut(id.get() as usize) {
+            group.will_differ();
+        }
+    }
+
     /// Costly checks, for now and then and for the end of a run: digests, every entry in memory,
     /// every relation within a replica.
     ///
