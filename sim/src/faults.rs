@@ -5,7 +5,6 @@ use coracle_raft::{GroupId, Role};
 
 use crate::disk::SimDisk;
 use crate::host::{Copy, Lie};
-use crate::io::{Death, IoStep};
 use crate::lifecycle::Crash;
 use crate::plan::{Fault, MS, SECOND};
 use crate::queue::Micros;
@@ -33,9 +32,6 @@ pub(crate) enum Undo {
 
 /// How soon a fault is tried again while none has been possible yet.
 const FIRST_AGAIN: Micros = 20 * MS;
-
-/// A planned death waits for up to so many completions.
-const IO_STEPS_MAX: u64 = 12;
 
 impl World {
     /// One more fault, and plans the next.
@@ -87,9 +83,7 @@ impl World {
             }
             // It counts when it happens.
             Fault::DeathAtIo => {
-                let step = *self.rng.pick(IoStep::ALL);
-                let after = self.rng.below(IO_STEPS_MAX) as u32;
-                self.nodes[node].death = Some(Death { step, after });
+                self.plan_death(node);
                 return false;
             }
             Fault::Pause => {

@@ -1,6 +1,6 @@
 //! What the disks of a run do for their cores: operations begin here, and complete as arrivals.
 
-use coracle_engine::{Input, ScanSegment};
+use coracle_engine::{Core, Input, ScanSegment};
 
 use crate::host::Arrival;
 use crate::lifecycle::Crash;
@@ -43,7 +43,26 @@ pub(crate) struct Death {
     pub(crate) after: u32,
 }
 
+/// A planned death waits for up to so many completions.
+const STEPS_MAX: u64 = 12;
+
 impl World {
+    /// Plans the death of a node by its disk; rather of one to which a snapshot has come, which it
+    /// cannot do without until two checkpoints hold it, and about then.
+    pub(crate) fn plan_death(&mut self, node: usize) {
+        let received = |node: &usize| {
+            let mut cores = self.hosts[self.hosts_of(*node)].iter();
+            cores.any(|host| host.core.as_ref().is_some_and(Core::needs_received))
+        };
+        let receiver = (0..self.nodes.len()).find(received).filter(|_| self.rng.chance(0.5));
+        let (steps, most) = match receiver {
+            Some(_) => (&[IoStep::CheckpointEnd, IoStep::Segment][..], STEPS_MAX / 4),
+            None => (IoStep::ALL, STEPS_MAX),
+        };
+        let (step, after) = (*self.rng.pick(steps), self.rng.below(most) as u32);
+        self.nodes[receiver.unwrap_or(node)].death = Some(Death { step, after });
+    }
+
     /// Whether the node has died because this completed.
     pub(crate) fn dies_at(&mut self, node: usize, step: IoStep) -> bool {
         let Some(death) = self.nodes[node].death.as_mut().filter(|death| death.step == step) else {

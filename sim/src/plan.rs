@@ -375,7 +375,14 @@ impl Plan {
             true => with_old_values(load, disk, &mut rng),
             false => (load, disk),
         };
+        let (load, disk) = match faults.contains(&Fault::BadCheckpoint) {
+            true => with_short_logs(load, disk, &mut rare),
+            false => (load, disk),
+        };
         let groups = rng.between(1, 4) as u32;
+        // Another group on the core would need what comes before a snapshot.
+        let alone = faults.contains(&Fault::BadCheckpoint) && rare.chance(0.5);
+        let groups = if alone { 1 } else { groups };
         let shards = (rng.between(1, 4) as u16) * groups as u16;
         // Of five nodes some may have no replica: no log to damage.
         let map = testing::map_of(nodes, cores, shards, groups);
@@ -421,6 +428,20 @@ impl Plan {
         };
         self.faults.iter().any(permanent)
     }
+}
+
+/// Load and disks with which segments follow each other faster than checkpoints: logs are soon cut
+/// at what the older checkpoint holds, and followers that were away need snapshots.
+fn with_short_logs(load: LoadPlan, disk: DiskPlan, rng: &mut Rng) -> (LoadPlan, DiskPlan) {
+    let load = LoadPlan { value_bytes_max: 6000, long_values: 0.8, think: 2 * MS, ..load };
+    let disk = DiskPlan {
+        segment_bytes: 512 << 10,
+        checkpoint_segments: 1,
+        checkpoint_every: *rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
+        checkpoint_step: *rng.pick(&[1, 4096]),
+        ..disk
+    };
+    (load, disk)
 }
 
 /// Load and disks with which there soon are values in segments that recovery does not read, and
