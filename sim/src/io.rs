@@ -47,20 +47,25 @@ pub(crate) struct Death {
 const STEPS_MAX: u64 = 12;
 
 impl World {
-    /// Plans the death of a node by its disk; rather of one to which a snapshot has come, which it
-    /// cannot do without until two checkpoints hold it, and about then.
+    /// Plans the death of a node by its disk.
     pub(crate) fn plan_death(&mut self, node: usize) {
-        let received = |node: &usize| {
-            let mut cores = self.hosts[self.hosts_of(*node)].iter();
-            cores.any(|host| host.core.as_ref().is_some_and(Core::needs_received))
-        };
-        let receiver = (0..self.nodes.len()).find(received).filter(|_| self.rng.chance(0.5));
-        let (steps, most) = match receiver {
-            Some(_) => (&[IoStep::CheckpointEnd, IoStep::Segment][..], STEPS_MAX / 4),
-            None => (IoStep::ALL, STEPS_MAX),
-        };
-        let (step, after) = (*self.rng.pick(steps), self.rng.below(most) as u32);
-        self.nodes[receiver.unwrap_or(node)].death = Some(Death { step, after });
+        let (step, after) = (*self.rng.pick(IoStep::ALL), self.rng.below(STEPS_MAX) as u32);
+        self.nodes[node].death = Some(Death { step, after });
+    }
+
+    /// Sometimes plans the death of a node to which a snapshot has just come: it cannot do without
+    /// what came until two checkpoints hold it.
+    pub(crate) fn look_for_snapshot(&mut self, host: usize) {
+        let state = &mut self.hosts[host];
+        let has_one = state.core.as_ref().is_some_and(Core::needs_received);
+        let had_one = std::mem::replace(&mut state.has_snapshot, has_one);
+        let may_die = self.plan.faults.contains(&Fault::DeathAtIo);
+        if has_one && !had_one && may_die && self.rng.chance(0.5) {
+            let step = *self.rng.pick(&[IoStep::CheckpointEnd, IoStep::Segment]);
+            let after = self.rng.below(STEPS_MAX) as u32;
+            let node = self.node_of(host);
+            self.nodes[node].death = Some(Death { step, after });
+        }
     }
 
     /// Whether the node has died because this completed.

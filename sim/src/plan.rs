@@ -318,6 +318,9 @@ impl Plan {
         let mut rare = Rng::new(seed, "rare faults");
         let rarely = |fault: &Fault| fault.is_rare() && fault.in_profile(profile);
         faults.extend(Fault::ALL.iter().filter(|fault| rarely(fault) && rare.chance(0.2)));
+        if faults.contains(&Fault::BadCheckpoint) && !faults.contains(&Fault::DeathAtIo) {
+            faults.push(Fault::DeathAtIo);
+        }
         // Where much else goes on there is less damage.
         if profile == Profile::Rot && rng.chance(0.3) {
             let few = [Fault::Kill, Fault::PowerLoss];
@@ -437,8 +440,8 @@ fn with_short_logs(load: LoadPlan, disk: DiskPlan, rng: &mut Rng) -> (LoadPlan, 
     let disk = DiskPlan {
         segment_bytes: 512 << 10,
         checkpoint_segments: 1,
-        checkpoint_every: *rng.pick(&[16 << 10, 64 << 10, 256 << 10]),
-        checkpoint_step: *rng.pick(&[1, 4096]),
+        checkpoint_every: *rng.pick(&[64 << 10, 256 << 10, 512 << 10]),
+        checkpoint_step: 1,
         ..disk
     };
     (load, disk)

@@ -355,6 +355,7 @@ impl World {
                     core.handle(Input::Space(space));
                 }
                 self.dial_all(host);
+                self.look_for_snapshot(host);
                 if let Some(late) = self.hosts[host].tick() {
                     let text = format!("{} never answers {late:?}", self.hosts[host].addr);
                     return Err(self.failure("answers", text));
