@@ -2,7 +2,7 @@
 //! at the start, and gets leadership back once it has been caught up for a while. A node that is
 //! about to stop hands over everything.
 
-use coracle_raft::{Role, SendState, TransferError};
+use coracle_raft::{LogIndex, Role, SendState, TransferError};
 
 use crate::CoreAddr;
 use crate::core::Core;
@@ -100,6 +100,14 @@ impl Core {
                 true
             }
             Err(error) => matches!(error, TransferError::InProgress { .. }),
+        }
+    }
+
+    /// Entries from `first` on cannot be read. A leader that cannot apply them serves nothing.
+    pub(crate) fn load_failed(&mut self, place: usize, first: LogIndex) {
+        self.tally.failed_loads += 1;
+        if self.groups[place].raft.waits_to_apply(first) {
+            self.shed_leadership(place);
         }
     }
 

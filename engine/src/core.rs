@@ -206,7 +206,9 @@ impl Core {
             Input::Checkpointed { number, result } => self.checkpointed(number, result),
             Input::EntriesLoaded { group, first, entries } => {
                 let Some(place) = self.place(group) else { return };
-                self.tally.failed_loads += u64::from(entries.is_err());
+                if entries.is_err() {
+                    self.load_failed(place, first);
+                }
                 self.groups[place].loaded(first, entries, &mut self.out, &mut self.tally);
                 self.mark(place);
             }

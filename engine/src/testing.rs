@@ -213,6 +213,11 @@ impl Cluster {
         }
     }
 
+    /// From now on a core cannot read entries of its log back, or can again.
+    pub fn fail_loads(&mut self, at: CoreAddr, fails: bool) {
+        self.machines.get_mut(&at).expect("a core of this cluster").fails_loads = fails;
+    }
+
     /// Damages every record on a core's disk that holds these bytes.
     pub fn damage_values(&mut self, at: CoreAddr, bytes: &[u8]) {
         let machine = self.machines.get_mut(&at).expect("an address of this cluster");

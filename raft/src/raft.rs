@@ -402,6 +402,12 @@ impl Raft {
         entries
     }
 
+    /// Whether entries from `first` on were asked for because they are to be applied, and have not
+    /// come.
+    pub fn waits_to_apply(&self, first: LogIndex) -> bool {
+        self.apply_load == Some(first)
+    }
+
     /// Its role.
     pub const fn role(&self) -> Role {
         self.role

@@ -45,6 +45,8 @@ pub(super) struct Machine {
     file: Option<(u64, Vec<Vec<u8>>)>,
     pub(super) writing: usize,
     pub(super) frozen_disk: bool,
+    /// Entries cannot be read back.
+    pub(super) fails_loads: bool,
     /// Batches that would be durable if the disk were not frozen.
     pub(super) stalled: VecDeque<(BatchSeq, Vec<Written>)>,
     pub(super) effects: Effects,
@@ -183,6 +185,9 @@ impl Machine {
     /// Reads entries back.
     pub(super) fn read(&self, load: Load) -> Result<Vec<Entry>, String> {
         let range = (load.group, load.first)..=(load.group, load.last);
+        if self.fails_loads {
+            return Err("the medium cannot be read".to_owned());
+        }
         let mut bytes = 0;
         let mut entries = Vec::new();
         for (_, entry) in self.entries.range(range) {
