@@ -78,8 +78,7 @@ impl World {
     /// a reason.
     pub(crate) fn explain_lost_checkpoint(&self, host: usize) -> Step {
         let state = &self.hosts[host];
-        let unreadable = self.plan.faults.contains(&Fault::ReadError);
-        if unreadable || state.damaged || state.bad_checkpoint.is_some() {
+        if state.damaged || state.bad_checkpoint.is_some() {
             return Ok(());
         }
         let text = format!("{}: a checkpoint is gone that nobody damaged", state.addr);

@@ -129,6 +129,8 @@ struct Limits {
     dies_at: Option<u32>,
     /// Bytes that may still be written.
     free: Option<usize>,
+    /// Nothing can be read.
+    unreadable: bool,
 }
 
 impl TestDisk {
@@ -176,6 +178,9 @@ impl Disk for TestDisk {
     }
 
     fn read_at(&self, file: &MemFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.state.lock().expect("no test panics in here").unreadable {
+            return Err(io::Error::other("the medium cannot be read"));
+        }
         self.mem.read_at(file, offset, buffer)
     }
 
@@ -473,6 +478,23 @@ fn older_checkpoint_that_cannot_be_read_is_not_counted_on() {
     let done = write(&disk, 4, &small(4)).expect("written");
     assert_eq!(done.older, Some(3), "what cannot be read does not stand in the way");
     assert_eq!(checkpoint_names(&disk), [name(3), name(4)]);
+}
+
+/// While a disk gives nothing at all, what is on it may be as good as ever: nothing is removed, and
+/// files do not pile up.
+#[test]
+fn disk_that_cannot_be_read_for_a_while_costs_no_checkpoint() {
+    let disk = TestDisk::of(with_checkpoints(2));
+    disk.set(|limits| limits.unreadable = true);
+    for number in 3..6 {
+        let error = write(&disk, number, &small(number)).expect_err("it cannot be read back");
+        assert!(error.to_string().contains("read back 000000000"), "{error}");
+        assert_eq!(checkpoint_names(&disk), [name(1), name(2)]);
+    }
+    disk.set(|limits| limits.unreadable = false);
+    let done = write(&disk, 6, &small(6)).expect("written");
+    assert_eq!(done.older, Some(2));
+    assert_eq!(checkpoint_names(&disk), [name(2), name(6)]);
 }
 
 /// RB24 for checkpoints: an unreadable sector costs what lies in it, and is never touched.

@@ -139,6 +139,11 @@ impl<D: Disk> CheckpointWriter<D> {
         // so the next checkpoint must not count on it when it removes older ones.
         self.unfinished = Some(name.clone());
         disk.sync_dir().map_err(io(&disk, &name, "sync the directory of"))?;
+        // What cannot be read back replaces nothing: as long as the disk gives nothing at all, an
+        // older checkpoint that cannot be read now may be as good as ever.
+        if let Err(damage) = read_frame(&disk, self.number)? {
+            return Err(io(&disk, &name, "read back")(io::Error::other(damage)));
+        }
         self.unfinished = None;
         // The directory says which files count: there is no other manifest.
         failpoint!("snap_manifest_switched");
