@@ -188,7 +188,10 @@ impl World {
                 return self.damage(fault);
             }
             Fault::OldValue => return self.damage_old_values(),
-            Fault::BadCheckpoint => return self.damage_newest_checkpoint(),
+            Fault::BadCheckpoint => {
+                let host = self.rng.below(self.hosts.len() as u64) as usize;
+                return self.damage_newest_checkpoint(host);
+            }
             Fault::Stray => return self.put_stray(node),
             Fault::Wipe => return self.wipe(long),
             Fault::OldCopy => return self.old_copy(long),

@@ -153,8 +153,6 @@ pub(crate) struct Host {
     pub(crate) only_checkpoint: bool,
     /// A checkpoint that was damaged, of which nothing may be missed.
     pub(crate) bad_checkpoint: Option<String>,
-    /// It needs what a leader has sent of a snapshot.
-    pub(crate) has_snapshot: bool,
 }
 
 impl Host {
@@ -183,7 +181,6 @@ impl Host {
             values_damaged: false,
             only_checkpoint: false,
             bad_checkpoint: None,
-            has_snapshot: false,
         }
     }
 

@@ -53,18 +53,23 @@ impl World {
         self.nodes[node].death = Some(Death { step, after });
     }
 
-    /// Sometimes plans the death of a node to which a snapshot has just come: it cannot do without
-    /// what came until two checkpoints hold it.
-    pub(crate) fn look_for_snapshot(&mut self, host: usize) {
-        let state = &mut self.hosts[host];
-        let has_one = state.core.as_ref().is_some_and(Core::needs_received);
-        let had_one = std::mem::replace(&mut state.has_snapshot, has_one);
-        let may_die = self.plan.faults.contains(&Fault::DeathAtIo);
-        if has_one && !had_one && may_die && self.rng.chance(0.5) {
-            let step = *self.rng.pick(&[IoStep::CheckpointEnd, IoStep::Segment]);
-            let after = self.rng.below(STEPS_MAX) as u32;
+    /// A core has finished a checkpoint. If it still needs what came by a snapshot, because one
+    /// checkpoint is not enough or this one was begun before, its node rather dies soon than at
+    /// other times, and the checkpoint rather goes bad.
+    pub(crate) fn harm_receiver(&mut self, host: usize) {
+        let needs_it = self.hosts[host].core.as_ref().is_some_and(Core::needs_received);
+        if !needs_it || !self.faulty {
+            return;
+        }
+        let has = |fault: Fault| self.plan.faults.contains(&fault);
+        let (death, damage) = (has(Fault::DeathAtIo), has(Fault::BadCheckpoint));
+        if damage && self.rng.chance(0.5) && self.damage_newest_checkpoint(host) {
+            self.counters.count_fault(Fault::BadCheckpoint);
+        }
+        if death && self.rng.chance(0.3) {
+            let after = self.rng.below(100) as u32;
             let node = self.node_of(host);
-            self.nodes[node].death = Some(Death { step, after });
+            self.nodes[node].death = Some(Death { step: IoStep::Write, after });
         }
     }
 

@@ -436,7 +436,9 @@ impl Plan {
 /// Load and disks with which segments follow each other faster than checkpoints: logs are soon cut
 /// at what the older checkpoint holds, and followers that were away need snapshots.
 fn with_short_logs(load: LoadPlan, disk: DiskPlan, rng: &mut Rng) -> (LoadPlan, DiskPlan) {
-    let load = LoadPlan { value_bytes_max: 6000, long_values: 0.8, think: 2 * MS, ..load };
+    // A snapshot is longer than a segment.
+    let keys = *rng.pick(&[24, 150]);
+    let load = LoadPlan { value_bytes_max: 6000, long_values: 0.8, think: 2 * MS, keys, ..load };
     let disk = DiskPlan {
         segment_bytes: 512 << 10,
         checkpoint_segments: 1,

@@ -48,19 +48,14 @@ impl World {
         false
     }
 
-    /// Damages the newest checkpoint of some core, and lets its node start again soon. Where a
-    /// snapshot has arrived there is more to fall back to, so such a core comes first. Not while
-    /// one that was damaged earlier is still there: the newest may have only that one before it.
-    pub(crate) fn damage_newest_checkpoint(&mut self) -> bool {
-        let victim = self.plan.hits_victim().then_some(self.plan.victim as usize);
-        let mut hosts: Vec<usize> = (0..self.hosts.len()).collect();
-        hosts.retain(|&host| Some(self.node_of(host)) != victim);
-        let received = |&host: &usize| {
-            self.hosts[host].core.as_ref().is_some_and(|core| core.needs_received())
-        };
-        let first: Vec<usize> = hosts.iter().copied().filter(received).collect();
-        let host = *self.rng.pick(if first.is_empty() { &hosts } else { &first });
+    /// Damages the newest checkpoint of a core, and lets its node start again soon. Not on the node
+    /// that other damage may hit, and not while one that was damaged earlier is still there: the
+    /// newest may have only that one before it.
+    pub(crate) fn damage_newest_checkpoint(&mut self, host: usize) -> bool {
         let node = self.node_of(host);
+        if self.plan.hits_victim() && node == self.plan.victim as usize {
+            return false;
+        }
         let state = &mut self.hosts[host];
         if state.bad_checkpoint.as_ref().is_some_and(|name| state.disk.has(name)) {
             return false;
@@ -69,7 +64,7 @@ impl World {
         let Some(what) = state.disk.rot_file(&name, &mut self.rng) else { return false };
         state.bad_checkpoint = Some(name);
         self.trace.node(self.now, state.addr, Fault::BadCheckpoint.name(), what);
-        let soon = self.now + self.rng.between(0, SECOND);
+        let soon = self.now + self.rng.between(0, SECOND / 4);
         self.queue.push(soon, Event::Undo(Undo::ReadAgain(node)));
         true
     }

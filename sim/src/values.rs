@@ -174,6 +174,7 @@ impl CheckpointFiles {
     /// Does what was begun.
     pub(crate) fn done(&mut self, disk: &SimDisk) -> Option<Input> {
         let work = self.running.take()?;
+        self.lost_older = false;
         let (number, outcome) = self.run(disk, work)?;
         let result = outcome.map_err(|error| error.to_string()).and_then(|finished| {
             let expected = self.newest.replace(number);

@@ -355,7 +355,6 @@ impl World {
                     core.handle(Input::Space(space));
                 }
                 self.dial_all(host);
-                self.look_for_snapshot(host);
                 if let Some(late) = self.hosts[host].tick() {
                     let text = format!("{} never answers {late:?}", self.hosts[host].addr);
                     return Err(self.failure("answers", text));
@@ -406,13 +405,16 @@ impl World {
             }
             Arrival::CheckpointDone => {
                 let input = storage.checkpoint_done();
-                let failed = matches!(&input, Some(Input::Checkpointed { result: Err(_), .. }));
-                let is_gone = failed && storage.has_lost_checkpoint();
+                let ended = matches!(&input, Some(Input::Checkpointed { .. }));
+                let is_gone = ended && storage.has_lost_checkpoint();
                 if let Some(input) = input {
                     core.handle(input);
                 }
                 if is_gone {
                     self.explain_lost_checkpoint(host)?;
+                }
+                if ended {
+                    self.harm_receiver(host);
                 }
                 self.start_checkpoint(host);
             }
