@@ -196,9 +196,15 @@ fn end_phase(world: &mut World, before: &Counters) -> Result<Counters, Failure> 
         let text = format!("too little happened, at least {least} of each: {seen:?}");
         return Err(world.failure("idle", text));
     }
-    // A lie needs a write that it can be told about, and an idle core has none.
-    let lie = |fault: &Fault| matches!(fault, Fault::Misdirect | Fault::StaleBlock);
-    if !world.plan.faults.iter().all(lie) && now.faults.is_empty() {
+    // A lie needs a write that it can be told about, and an idle core has none; a value must be
+    // old, and a checkpoint there.
+    let perhaps = |fault: &Fault| {
+        matches!(
+            fault,
+            Fault::Misdirect | Fault::StaleBlock | Fault::OldValue | Fault::BadCheckpoint
+        )
+    };
+    if !world.plan.faults.iter().all(perhaps) && now.faults.is_empty() {
         return Err(world.failure("idle", "no fault of the plan has happened".to_owned()));
     }
     Ok(now)

@@ -4,7 +4,7 @@ use coracle_raft::{GroupId, Role};
 
 use super::show;
 use crate::testing::{Cluster, ClusterOptions, addr};
-use crate::{CoreConfig, Reply};
+use crate::{CoreAddr, CoreConfig, Reply};
 
 fn single(configure: fn(&mut CoreConfig)) -> Cluster {
     let options =
@@ -102,21 +102,26 @@ fn reads_that_nobody_can_confirm_are_refused_in_time() {
     let options = ClusterOptions { groups: 1, ..ClusterOptions::default() };
     let mut cluster = Cluster::with_config(options, |config| config.forward_timeout_ticks = 60);
     cluster.wait_for_leaders();
-    let old = cluster.leader(0).expect("a leader");
-    let next = addr(old.node.get() % 3 + 1, 0);
-    assert!(cluster.core_mut(old).transfer_leadership(GroupId::new(0), next.node));
-    let leads = |cluster: &Cluster| {
-        let status = cluster.core(next).group_status(GroupId::new(0));
-        status.is_some_and(|status| status.role == Role::Leader)
+    let leads = |at: CoreAddr| {
+        move |cluster: &Cluster| {
+            let status = cluster.core(at).group_status(GroupId::new(0));
+            status.is_some_and(|status| status.role == Role::Leader)
+        }
     };
-    assert!(cluster.run_until(200, leads), "the leadership moves");
-    (1..=3).for_each(|node| cluster.freeze_disk(node, true));
+    // To another one and back: the preferred leader keeps the leadership.
+    let next = cluster.leader(0).expect("a leader");
+    let other = addr(next.node.get() % 3 + 1, 0);
+    assert!(cluster.core_mut(next).transfer_leadership(GroupId::new(0), other.node));
+    assert!(cluster.run_until(200, leads(other)), "the leadership moves");
+    assert!(cluster.run_until(4000, leads(next)), "and comes back");
+    let followers = (1..=3).filter(|&node| node != next.node.get());
+    followers.for_each(|node| cluster.freeze_disk(node, true));
     let token = cluster.submit(next, &[b"GET", b"k"]);
     cluster.run(400);
     assert_eq!(cluster.answer(token), None, "nothing of its term is committed");
     cluster.run(400);
     assert!(show(cluster.answer(token).expect("answered")).starts_with("-TRYAGAIN"));
-    assert!(leads(&cluster), "it goes on leading");
+    assert!(leads(next)(&cluster), "it goes on leading");
     (1..=3).for_each(|node| cluster.freeze_disk(node, false));
     assert_eq!(cluster.call(next, "GET k"), Reply::Null);
 }
