@@ -127,7 +127,9 @@ pub(crate) fn write(
 ) -> Result<Reply, Wanted> {
     store.change(place, |shard| {
         if command.index <= shard.base.index && !planted(Bug::EntryAppliedTwice) {
-            return Ok(Reply::OK);
+            // What it answered was known where the snapshot was taken.
+            let asked = command.asked;
+            return Ok(if asked { uncertain("a snapshot holds its result") } else { Reply::OK });
         }
         // Before anything is changed: the command comes again when the value is there.
         command.missing(shard, values)?;

@@ -348,3 +348,21 @@ proptest! {
         prop_assert_eq!(store.store.keys_with_expiry(), 0);
     }
 }
+
+/// A deposed leader may get a snapshot that holds what a client of its own waits for: it knows that
+/// the command was executed, not what it answered.
+#[test]
+fn the_answer_to_what_a_snapshot_holds_is_not_known() {
+    let mut replica = Replica::new(1, 0);
+    let command = |words: &[&[u8]]| decode(words, WallMillis(1)).unwrap();
+    assert_eq!(replica.write(&command(&[b"SET", b"k", b"old"])), Reply::OK);
+    replica.store.change(0, |shard| shard.base.index = LogIndex::new(9));
+    let changes: [&[&[u8]]; 3] =
+        [&[b"GETSET", b"k", b"new"], &[b"INCR", b"n"], &[b"APPEND", b"k", b"x"]];
+    for words in changes {
+        let reply = show(&replica.write(&command(words)));
+        assert!(reply.starts_with("-UNCERTAIN"), "{reply}");
+    }
+    replica.index = LogIndex::new(9);
+    assert_eq!(show(&replica.write(&command(&[b"GETSET", b"k", b"new"]))), "$old");
+}
