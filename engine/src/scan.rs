@@ -168,7 +168,7 @@ fn scan(
             break;
         }
         let Some(shard) = store.shard(slot) else { break };
-        let table = shard.slot(slot).into_iter();
+        let table = shard.slot(slot).filter(|table| !table.is_empty()).into_iter();
         match walk.slot(slot, table.flat_map(|table| table.walk(from)))? {
             End::Slot => {}
             End::Part => break,

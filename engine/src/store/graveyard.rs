@@ -17,14 +17,14 @@ pub(crate) struct Graveyard {
 }
 
 impl Graveyard {
-    /// Takes what a shard held, which cost `bytes` of memory.
+    /// Takes what a shard held, none of it empty, which cost `bytes` of memory.
     pub(super) fn bury(
         &mut self,
         tables: impl Iterator<Item = SlotTable>,
         expiry: ExpiryIndex,
         bytes: usize,
     ) {
-        self.tables.extend(tables.filter(|table| table.nth(0).is_some()));
+        self.tables.extend(tables);
         self.expiries.extend((!expiry.is_empty()).then_some(expiry));
         self.bytes += bytes;
     }

@@ -111,7 +111,11 @@ impl Shard {
 
     /// Makes room for `count` more keys, if they are spread over the slots as keys are.
     pub(crate) fn reserve(&mut self, count: usize) {
-        let each = count.div_ceil(self.slots.len().max(1));
+        // Tables of a few keys grow soon enough; room for them in every slot would be thrown away.
+        let each = count / self.slots.len().max(1);
+        if each == 0 {
+            return;
+        }
         // So much above the average is rare.
         let each = each + each.isqrt() * 2;
         let hasher = &self.hasher;
@@ -257,7 +261,7 @@ impl Shard {
     }
 
     pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.slots.iter().flat_map(SlotTable::iter)
+        self.slots.iter().filter(|table| !table.is_empty()).flat_map(SlotTable::iter)
     }
 
     /// The items of one of its slots.
@@ -291,7 +295,8 @@ impl Shard {
             mem::take(&mut self.expiry)
         };
         let Totals { memory, expired, .. } = self.totals;
-        graveyard.bury(self.slots.iter_mut().map(mem::take), expiry, memory);
+        let filled = self.slots.iter_mut().filter(|table| !table.is_empty());
+        graveyard.bury(filled.map(mem::take), expiry, memory);
         self.live = LiveBytes::default();
         self.digest = 0;
         self.totals = Totals { expired, ..Totals::default() };

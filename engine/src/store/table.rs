@@ -108,6 +108,11 @@ impl SlotTable {
         self.tables().map(HashTable::len).sum()
     }
 
+    /// Without a look into any table: most slots of a shard with few keys are empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_none() && self.first.is_empty()
+    }
+
     /// All items, in any order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
         self.tables().flat_map(HashTable::iter).map(|item| &**item)
