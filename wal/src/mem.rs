@@ -1,5 +1,7 @@
 //! A disk in memory that forgets what was not synced, for tests and for the simulator.
 
+mod content;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::{Deref, Range};
@@ -7,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use coracle_ring::AlignedBuf;
 
+use self::content::Content;
 use crate::Disk;
 use crate::format::BLOCK_BYTES;
 
@@ -92,10 +95,10 @@ struct State {
 
 #[derive(Clone, Debug, Default)]
 struct FileData {
-    bytes: Vec<u8>,
+    bytes: Content,
     durable_len: usize,
-    /// What the unsynced sectors held before.
-    undo: BTreeMap<u64, [u8; SECTOR_BYTES]>,
+    /// What the unsynced sectors held before; `None`: they were not there.
+    undo: BTreeMap<u64, Option<Box<[u8; SECTOR_BYTES]>>>,
     unreadable: Vec<Range<u64>>,
 }
 
@@ -151,12 +154,19 @@ impl MemDisk {
     /// # Errors
     /// An injected one.
     pub fn write_dsync(&self, file: &MemFile, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.write_at(file, offset, bytes)?;
-        self.fault(DiskOp::SyncData)?;
+        self.fault(DiskOp::Write)?;
+        let written = self.lock().fits(offset, bytes)?;
+        let synced = self.fault(DiskOp::SyncData);
         let mut state = self.lock();
         let data = state.file(file)?;
-        let sectors = sectors(offset, written);
-        data.undo.retain(|sector, _| !sectors.contains(sector));
+        if synced.is_err() {
+            data.remember(offset, written);
+        }
+        data.write(offset as usize, &bytes[..written]);
+        synced?;
+        for sector in sectors(offset, written) {
+            data.undo.remove(&sector);
+        }
         data.durable_len = data.durable_len.max(offset as usize + written);
         Ok(written)
     }
@@ -189,7 +199,7 @@ impl MemDisk {
 
     /// The bytes of a file.
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
-        self.lock().named(name).map(|file| file.bytes.clone())
+        self.lock().named(name).map(|file| file.bytes.to_vec())
     }
 
     /// Replaces the bytes of a file, durably; makes the file if it is missing.
@@ -202,13 +212,17 @@ impl MemDisk {
         state.names.insert(name.to_owned(), id);
         state.durable_names.insert(name.to_owned(), id);
         let durable_len = bytes.len();
+        let bytes = Content::from(&bytes[..]);
         state.files.insert(id, FileData { bytes, durable_len, ..FileData::default() });
     }
 
     /// Inverts bits of one byte, durably.
     pub fn flip(&self, name: &str, offset: usize, mask: u8) {
-        if let Some(byte) = self.lock().named(name).and_then(|file| file.bytes.get_mut(offset)) {
-            *byte ^= mask;
+        let mut byte = [0];
+        if let Some(file) = self.lock().named(name)
+            && file.bytes.read(offset, &mut byte) == 1
+        {
+            file.bytes.write(offset, &[byte[0] ^ mask]);
         }
     }
 
@@ -268,22 +282,16 @@ impl Disk for MemDisk {
         if data.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
             return Err(io::Error::other("injected unreadable sector"));
         }
-        let Some(rest) = data.bytes.get(offset as usize..) else { return Ok(0) };
-        let len = rest.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
+        Ok(data.bytes.read(offset as usize, buffer))
     }
 
     fn write_at(&self, file: &MemFile, offset: u64, buffer: &[u8]) -> io::Result<usize> {
         self.fault(DiskOp::Write)?;
         let mut state = self.lock();
-        let free = state.file_bytes_max.map_or(u64::MAX, |max| max.saturating_sub(offset));
-        let free = free / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-        let fits = buffer.len().min(usize::try_from(free).unwrap_or(usize::MAX));
-        if fits == 0 && !buffer.is_empty() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        state.file(file)?.write(offset as usize, &buffer[..fits]);
+        let fits = state.fits(offset, buffer)?;
+        let data = state.file(file)?;
+        data.remember(offset, fits);
+        data.write(offset as usize, &buffer[..fits]);
         Ok(fits)
     }
 
@@ -303,7 +311,7 @@ impl Disk for MemDisk {
         let data = state.file(&MemFile { id })?;
         let len = data.bytes.len();
         let mut bytes = AlignedBuf::zeroed(len);
-        bytes[..len].copy_from_slice(&data.bytes);
+        data.bytes.read(0, &mut bytes[..len]);
         for bad in &data.unreadable {
             let end = (bad.end as usize).min(len);
             // Touching these would end a process: whoever does it shall notice.
@@ -317,7 +325,7 @@ impl Disk for MemDisk {
         let mut state = self.lock();
         let id = state.id(name)?;
         let data = state.file(&MemFile { id })?;
-        data.bytes.truncate(len as usize);
+        data.bytes.resize(data.bytes.len().min(len as usize));
         data.undo.clear();
         data.durable_len = data.bytes.len();
         Ok(())
@@ -375,6 +383,17 @@ impl State {
         self.files.get_mut(&file.id).ok_or_else(gone)
     }
 
+    /// How much of a write the file may take.
+    fn fits(&self, offset: u64, buffer: &[u8]) -> io::Result<usize> {
+        let free = self.file_bytes_max.map_or(u64::MAX, |max| max.saturating_sub(offset));
+        let free = free / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let fits = buffer.len().min(usize::try_from(free).unwrap_or(usize::MAX));
+        if fits == 0 && !buffer.is_empty() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(fits)
+    }
+
     fn change(&mut self, change: DirChange) {
         change.clone().apply(&mut self.names);
         self.dir_changes.push(change);
@@ -396,21 +415,21 @@ impl DirChange {
 }
 
 impl FileData {
+    /// Takes note of what a write that is not synced replaces.
+    fn remember(&mut self, offset: u64, len: usize) {
+        for sector in sectors(offset, len) {
+            let bytes = &self.bytes;
+            self.undo.entry(sector).or_insert_with(|| {
+                let mut old = [0; SECTOR_BYTES];
+                let there = bytes.read(sector as usize * SECTOR_BYTES, &mut old);
+                (there > 0).then(|| Box::new(old))
+            });
+        }
+    }
+
     fn write(&mut self, offset: usize, buffer: &[u8]) {
         let end = offset + buffer.len();
-        for sector in sectors(offset as u64, buffer.len()) {
-            let start = sector as usize * SECTOR_BYTES;
-            let mut old = [0; SECTOR_BYTES];
-            if let Some(bytes) = self.bytes.get(start..) {
-                let len = bytes.len().min(SECTOR_BYTES);
-                old[..len].copy_from_slice(&bytes[..len]);
-            }
-            self.undo.entry(sector).or_insert(old);
-        }
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
-        self.bytes[offset..end].copy_from_slice(buffer);
+        self.bytes.write(offset, buffer);
         let written = offset as u64..end as u64;
         let bad = std::mem::take(&mut self.unreadable).into_iter();
         let left = bad.flat_map(|bad| {
@@ -427,10 +446,11 @@ impl FileData {
             if keep(sector) {
                 len = len.max(end);
             } else if start < end {
-                self.bytes[start..end].copy_from_slice(&old[..end - start]);
+                let old = old.as_deref().unwrap_or(&[0; SECTOR_BYTES]);
+                self.bytes.write(start, &old[..end - start]);
             }
         }
-        self.bytes.truncate(len);
+        self.bytes.resize(len);
         self.durable_len = len;
     }
 }

@@ -16,6 +16,8 @@ use crate::{Disk, Identity};
 /// Writes are of this size: small, because a log write that is synced meanwhile waits for those
 /// that the device holds.
 const BUFFER_BYTES: usize = 256 << 10;
+/// What the buffer has at first: enough for a checkpoint of few keys.
+const FIRST_BUFFER_BYTES: usize = 16 << 10;
 
 /// A checkpoint that is being written to a temporary file.
 ///
@@ -67,7 +69,7 @@ impl<D: Disk> CheckpointWriter<D> {
         }
         let name = unfinished_name(number);
         let file = disk.create(&name).map_err(io(&disk, &name, "create"))?;
-        let mut buffer = AlignedBuf::zeroed(BUFFER_BYTES);
+        let mut buffer = AlignedBuf::zeroed(FIRST_BUFFER_BYTES);
         let seed = Header { identity, number }.encode(&mut buffer[..BLOCK_BYTES]);
         Ok(Self {
             disk,
@@ -193,15 +195,26 @@ impl<D: Disk> CheckpointWriter<D> {
     /// Appends to the file, by way of the buffer.
     fn put(&mut self, mut bytes: &[u8]) -> Result<(), CheckpointError> {
         while !bytes.is_empty() {
+            if self.filled == self.buffer.len() {
+                self.make_room()?;
+            }
             let len = bytes.len().min(self.buffer.len() - self.filled);
             let (now, rest) = bytes.split_at(len);
             self.buffer[self.filled..][..len].copy_from_slice(now);
             self.filled += len;
             bytes = rest;
-            if self.filled == self.buffer.len() {
-                self.flush()?;
-            }
         }
+        Ok(())
+    }
+
+    /// Lets a full buffer grow, or writes it when it has grown enough.
+    fn make_room(&mut self) -> Result<(), CheckpointError> {
+        if self.buffer.len() == BUFFER_BYTES {
+            return self.flush();
+        }
+        let mut larger = AlignedBuf::zeroed(BUFFER_BYTES.min(self.buffer.len() * 4));
+        larger[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+        self.buffer = larger;
         Ok(())
     }
 
@@ -268,4 +281,5 @@ impl<D: Disk> Drop for CheckpointWriter<D> {
     }
 }
 
-const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES) && aligned(1) == BLOCK);
+const _: () = assert!(FIRST_BUFFER_BYTES.is_multiple_of(BLOCK_BYTES) && aligned(1) == BLOCK);
+const _: () = assert!(BUFFER_BYTES.is_multiple_of(BLOCK_BYTES));
