@@ -7,6 +7,10 @@ mod cli;
 
 use std::process::ExitCode;
 
+/// The node's own; with the C library's a run takes a tenth longer.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::main()
 }
