@@ -1,6 +1,6 @@
 //! What the disks of a run do for their cores: operations begin here, and complete as arrivals.
 
-use coracle_engine::{Core, Input, ScanSegment};
+use coracle_engine::{Input, ScanSegment};
 
 use crate::host::Arrival;
 use crate::lifecycle::Crash;
@@ -53,24 +53,28 @@ impl World {
         self.nodes[node].death = Some(Death { step, after });
     }
 
-    /// A core has finished a checkpoint. If it still needs what came by a snapshot, because one
-    /// checkpoint is not enough or this one was begun before, its node rather dies soon than at
-    /// other times, and the checkpoint rather goes bad.
-    pub(crate) fn harm_receiver(&mut self, host: usize) {
-        let needs_it = self.hosts[host].core.as_ref().is_some_and(Core::needs_received);
-        if !needs_it || !self.faulty {
-            return;
-        }
+    /// A core has finished a checkpoint, and its node rather dies soon than at other times: with
+    /// the write to the log that is under way, which the checkpoint must not need; some writes
+    /// later, if it still needs what came by a snapshot, because one checkpoint is not enough or
+    /// this one was begun before. Then the checkpoint rather goes bad, too.
+    pub(crate) fn harm_checkpointer(&mut self, host: usize) {
+        let (core, storage) = (&self.hosts[host].core, &self.hosts[host].storage);
+        let (Some(core), Some(storage), true) = (core, storage, self.faulty) else { return };
+        let (needs_received, is_writing) = (core.needs_received(), storage.is_writing());
         let has = |fault: Fault| self.plan.faults.contains(&fault);
         let (death, damage) = (has(Fault::DeathAtIo), has(Fault::BadCheckpoint));
-        if damage && self.rng.chance(0.5) && self.damage_newest_checkpoint(host) {
+        if damage && needs_received && self.rng.chance(0.5) && self.damage_newest_checkpoint(host) {
             self.counters.count_fault(Fault::BadCheckpoint);
         }
-        if death && self.rng.chance(0.3) {
-            let after = self.rng.below(100) as u32;
-            let node = self.node_of(host);
-            self.nodes[node].death = Some(Death { step: IoStep::Write, after });
-        }
+        let after = if death && is_writing && self.rng.chance(0.02) {
+            0
+        } else if death && needs_received && self.rng.chance(0.3) {
+            self.rng.below(100) as u32
+        } else {
+            return;
+        };
+        let node = self.node_of(host);
+        self.nodes[node].death = Some(Death { step: IoStep::Write, after });
     }
 
     /// Whether the node has died because this completed.
@@ -182,7 +186,10 @@ impl World {
         let (shortest, longest) = self.plan.disk.latency;
         // A slow disk is not equally slow with everything: what was asked for later may be done
         // long before.
-        let slowness = self.rng.between(1, self.hosts[host].disk_slowness);
+        let mut slowness = self.rng.between(1, self.hosts[host].disk_slowness);
+        if self.rng.chance(self.plan.disk.hiccups) {
+            slowness *= 10 << self.rng.below(7);
+        }
         let latency = self.rng.between(shortest, longest) * slowness;
         let life = self.hosts[host].life;
         self.queue.push(self.now + latency, Event::DiskDone { host, life, arrival });

@@ -11,6 +11,7 @@ use crate::plan::{Fault, MS, SECOND};
 use crate::queue::Micros;
 use crate::report::Failure;
 use crate::storage::Storage;
+use crate::values;
 use crate::world::{Event, Step, World};
 
 /// Writes of one log in flight, as in the node.
@@ -248,6 +249,7 @@ impl World {
             self.invariants.durable(addr, &records);
             let started = self.invariants.started(addr, &core);
             started.map_err(|violation| self.violation(&violation))?;
+            self.expect_values(host, &core, &mut storage)?;
         }
         let torn = report.torn.map(|torn| torn.to_string()).unwrap_or_default();
         self.trace.node(self.now, addr, "Start", torn);
@@ -264,6 +266,23 @@ impl World {
         self.queue.push(first, Event::Tick { host, life });
         self.wake(host);
         Ok(Ok(()))
+    }
+
+    /// What a core has recovered refers to nothing that its log lacks, unless somebody took it.
+    fn expect_values(&self, host: usize, core: &Core, storage: &mut Storage) -> Step {
+        let state = &self.hosts[host];
+        if state.damaged || state.values_damaged {
+            return Ok(());
+        }
+        let (_, wal) = storage.values();
+        for stored in core.stored_values() {
+            if let Some(why) = values::missing(wal, &stored) {
+                let (addr, key) = (state.addr, String::from_utf8_lossy(&stored.key).into_owned());
+                let text = format!("{addr} lost the value of {key} that nobody damaged: {why}");
+                return Err(self.failure("recovery", text));
+            }
+        }
+        Ok(())
     }
 }
 

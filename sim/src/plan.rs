@@ -180,6 +180,8 @@ pub struct NetPlan {
 pub struct DiskPlan {
     /// Shortest and longest operation.
     pub latency: (Micros, Micros),
+    /// Share of operations that take 10 to 640 times as long, as when a device stops to erase.
+    pub hiccups: f64,
     /// Least time between two batches of a core, in which records gather.
     pub gather: Micros,
     /// A segment file.
@@ -365,6 +367,7 @@ impl Plan {
         };
         let disk = DiskPlan {
             latency: (rng.between(50, 200), rng.between(300, 4000)),
+            hiccups: *rare.pick(&[0.0, 0.0005, 0.005]),
             gather: *rng.pick(&[0, GATHER]),
             segment_bytes: *rng.pick(segments),
             checkpoint_segments: *rng.pick(&[1, 2, 6, 40]),

@@ -249,6 +249,11 @@ impl Storage {
         Some(job)
     }
 
+    /// Whether a write to the log is under way.
+    pub(crate) fn is_writing(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
     /// A write reaches the disk, or fails: then any part of it may be there all the same.
     pub(crate) fn write_done(
         &mut self,

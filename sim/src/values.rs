@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use coracle_engine::testing::Stored;
 use coracle_engine::{CheckpointWork, Input, ReadValue, ScanSegment};
 use coracle_raft::Record;
 use coracle_wal::{
@@ -123,6 +124,25 @@ fn read_at(
         wal.disk().read_at(file, offset, &mut buffer).map_err(|error| error.to_string())?;
     }
     Ok(buffer)
+}
+
+/// Why the log does not have a value where an index says, if so. What cannot be read now says
+/// nothing.
+pub(crate) fn missing(wal: &Wal<SimDisk>, stored: &Stored) -> Option<String> {
+    let len = stored.payload_len as usize;
+    let mut read = wal.locate_value(stored.place, len).map_err(|error| error.to_string());
+    loop {
+        let now = match read {
+            Ok(now) => now,
+            Err(why) => return Some(why),
+        };
+        let buffer = read_at(wal, now.segment, now.offset, now.len).ok()?;
+        read = match wal.decode_value(&now, &buffer) {
+            Ok(Decoded::Record(_)) => return None,
+            Ok(Decoded::Longer(longer)) => Ok(longer),
+            Err(why) => Err(why.to_string()),
+        };
+    }
 }
 
 /// The checkpoint files of one core.

@@ -414,7 +414,7 @@ impl World {
                     self.explain_lost_checkpoint(host)?;
                 }
                 if ended {
-                    self.harm_receiver(host);
+                    self.harm_checkpointer(host);
                 }
                 self.start_checkpoint(host);
             }

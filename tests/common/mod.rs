@@ -8,6 +8,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses another part")]
 #![allow(clippy::print_stderr, reason = "logs are shown when a test fails")]
 
+pub mod cgroup;
 pub mod client;
 pub mod ledger;
 pub mod mount;
