@@ -249,6 +249,14 @@ impl Config {
         self.maxmemory_bytes / u64::from(self.map.core_count())
     }
 
+    /// What the clients of one core may hold in commands and replies under way.
+    pub(crate) fn client_memory_per_core_bytes(&self) -> usize {
+        /// Enough for a few of the longest commands at once.
+        const LEAST: u64 = 64 << 20;
+        let bytes = LEAST.max(self.memory_per_core_bytes() / 8);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
     /// Value cache of one core.
     pub(crate) fn value_cache_per_core_bytes(&self) -> u64 {
         self.value_cache_bytes / u64::from(self.map.core_count())

@@ -11,6 +11,10 @@ use crate::store::{Item, Key, Located, SMALL_VALUE_BYTES, Shard, Store, Value};
 use crate::task::uncertain;
 use crate::{Reply, Slice, WallMillis};
 
+/// Bytes of values in one reply: what one frame between nodes holds beside the framing of a million
+/// values.
+const MGET_BYTES_MAX: usize = 15 << 20;
+
 pub(crate) const FOREIGN_SLOT: &str = "ERR the slot is not in this group";
 
 /// A value that must be read from the disk first.
@@ -495,9 +499,17 @@ pub(crate) fn read(
             count(found)
         }
         Op::MGet => {
-            let (mut replies, mut wanted) = (Vec::new(), Vec::new());
+            let (mut replies, mut wanted, mut bytes) = (Vec::new(), Vec::new(), 0);
             for key in view.keys() {
-                match get(key)?.map(|item| values.reply(item)) {
+                let item = get(key)?;
+                bytes += item.map_or(0, |item| item.value.len());
+                if bytes > MGET_BYTES_MAX {
+                    return Ok(Reply::error(format!(
+                        "ERR the values of these keys are too long for one reply, which holds \
+                         {MGET_BYTES_MAX} bytes of them; ask for fewer keys at once"
+                    )));
+                }
+                match item.map(|item| values.reply(item)) {
                     None => replies.push(Reply::Null),
                     Some(Ok(reply)) => replies.push(reply),
                     Some(Err(cold)) => wanted.push(cold),

@@ -70,6 +70,24 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// About how many bytes it takes to send, or to keep.
+    pub fn bytes(&self) -> usize {
+        /// What an element costs beside its content.
+        const EACH: usize = 16;
+        EACH + match self {
+            Self::Error(text) | Self::Verbatim(text) => text.len(),
+            Self::Bulk(bytes) => bytes.len(),
+            Self::Value(slice) => slice.bytes().len(),
+            Self::Array(items) | Self::Set(items) => items.iter().map(Self::bytes).sum(),
+            Self::Map(pairs) => pairs.iter().map(|(key, value)| key.bytes() + value.bytes()).sum(),
+            Self::Status(_)
+            | Self::Integer(_)
+            | Self::Null
+            | Self::Double(_)
+            | Self::Boolean(_) => 0,
+        }
+    }
+
     /// `+OK`.
     pub const OK: Self = Self::Status("OK");
 

@@ -3,6 +3,8 @@
 use coracle_raft::{GroupId, NodeId};
 
 use crate::SlotId;
+use crate::command::Command;
+use crate::command::encoding::View;
 use crate::config::CoreConfig;
 use crate::core::Core;
 
@@ -45,6 +47,22 @@ impl Core {
     /// Bytes of the indexes of all groups and of the values in them.
     pub const fn index_bytes(&self) -> u64 {
         self.totals.memory as u64
+    }
+
+    /// About how many bytes of values the reply to a command will have, by what this replica holds:
+    /// 0 if it has no replica of the group, or all values are short.
+    pub fn reply_bytes(&self, command: &Command) -> usize {
+        /// So many bytes are in the noise.
+        const SHORT: usize = 8 << 10;
+        let group = self.config.map.group_of_slot(command.slot);
+        let Some(place) = self.place(group) else { return 0 };
+        let shard = self.groups[place].store.shard(command.slot);
+        let Some(shard) = shard.filter(|shard| shard.longest_value() > SHORT) else { return 0 };
+        let Some(view) = View::parse(command.payload.bytes()) else { return 0 };
+        if !view.shows_values() {
+            return 0;
+        }
+        view.keys().filter_map(|key| Some(shard.peek(key)?.value.len())).sum()
     }
 
     /// Settings of this core.

@@ -9,7 +9,8 @@ use coracle_engine::{Core, CoreAddr, Input, Order, Reply, Request, Token, WallMi
 use coracle_net::resp::Parsed;
 use coracle_ring::{Chunk, Ring, SocketId};
 
-use super::connection::{Connection, slot_of};
+use super::client_memory::ClientMemory;
+use super::connection::{BUFFER_KEEP, Connection, slot_of};
 use super::digests;
 use super::node_commands::{self, Outcome, View};
 use super::session::Session;
@@ -28,6 +29,15 @@ struct Slot {
     next_sequence: u64,
 }
 
+/// What the clients of a core take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ClientUse {
+    /// Bytes of commands and replies under way.
+    pub(crate) bytes: u64,
+    /// Connections closed because clients held too much.
+    pub(crate) evicted: u64,
+}
+
 /// All client connections of a core.
 pub(super) struct Clients {
     slots: Vec<Slot>,
@@ -37,6 +47,9 @@ pub(super) struct Clients {
     ranges: Vec<Range<usize>>,
     open: usize,
     ticks: usize,
+    memory: ClientMemory,
+    /// Connections closed because clients held too much.
+    evicted: u64,
 }
 
 /// What the commands of a connection are executed with.
@@ -52,8 +65,8 @@ pub(super) struct Context<'a> {
 }
 
 impl Clients {
-    /// No connections.
-    pub(super) fn new() -> Self {
+    /// No connections, which may hold `memory_max` bytes.
+    pub(super) fn new(memory_max: usize) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
@@ -61,12 +74,19 @@ impl Clients {
             ranges: Vec::new(),
             open: 0,
             ticks: 0,
+            memory: ClientMemory::new(memory_max),
+            evicted: 0,
         }
     }
 
     /// How many connections are open.
     pub(super) const fn open(&self) -> usize {
         self.open
+    }
+
+    /// What they take.
+    pub(super) const fn usage(&self) -> ClientUse {
+        ClientUse { bytes: self.memory.used() as u64, evicted: self.evicted }
     }
 
     /// Reserves a table slot; its number goes into the ring key of the connection's socket.
@@ -89,6 +109,7 @@ impl Clients {
     pub(super) fn received(&mut self, index: usize, mut data: &[u8], context: &mut Context<'_>) {
         let Some(connection) = self.slots[index].connection.as_mut() else { return };
         connection.watch.heard = true;
+        let short = self.memory.is_short();
         let mut ranges = std::mem::take(&mut self.ranges);
         while !data.is_empty() {
             if connection.closing {
@@ -99,7 +120,7 @@ impl Clients {
                 break;
             }
             if connection.input.is_empty() {
-                let consumed = take_commands(connection, data, &mut ranges, context);
+                let consumed = take_commands(connection, data, &mut ranges, short, context);
                 connection.input.extend_from_slice(&data[consumed..]);
                 break;
             }
@@ -107,7 +128,7 @@ impl Clients {
             let lacking = connection.lacking.max(TOP_UP_MIN).min(data.len());
             connection.input.extend_from_slice(&data[..lacking]);
             data = &data[lacking..];
-            take_buffered(connection, &mut ranges, context);
+            take_buffered(connection, &mut ranges, short, context);
         }
         self.ranges = ranges;
         self.touch(index);
@@ -131,6 +152,7 @@ impl Clients {
         let slot = &mut self.slots[index];
         let Some(connection) = slot.connection.take() else { return };
         slot.next_sequence = connection.next_sequence();
+        self.memory.release(index, &connection);
         for token in connection.awaited() {
             core.handle(Input::Forget(token));
         }
@@ -172,6 +194,9 @@ impl Clients {
         self.ticks += 1;
         for index in (self.ticks % ticks_per_second..self.slots.len()).step_by(ticks_per_second) {
             let Some(connection) = self.slots[index].connection.as_mut() else { continue };
+            if !connection.watch.heard && self.memory.pass_on(index, connection) {
+                pause_receive(connection, ring);
+            }
             if let Some(why) = connection.look(config.timeout_seconds) {
                 let (core, client) = (context.me.core.0, &connection.session.peer);
                 tracing::debug!(target: "net", core, client, %why, "client closed");
@@ -206,20 +231,22 @@ impl Clients {
                 // What came after it goes on now.
                 connection.paused |= !connection.input.is_empty();
             }
-            if connection.paused && connection.may_resume() {
+            let short = self.memory.is_short();
+            if connection.paused && connection.may_resume(short) {
                 connection.paused = false;
-                take_buffered(connection, &mut ranges, context);
-                if !connection.paused && !connection.receiving {
-                    ring.resume_receive(connection.socket);
-                    connection.receiving = true;
+                take_buffered(connection, &mut ranges, short, context);
+                if !connection.paused && !connection.starved {
+                    resume_receive(connection, ring);
                 }
             }
-            if connection.paused && connection.receiving {
-                ring.pause_receive(connection.socket);
-                connection.receiving = false;
+            if connection.paused {
+                pause_receive(connection, ring);
             }
             if let Some(output) = connection.take_output() {
                 ring.send(connection.socket, vec![Chunk::Owned(output)]);
+            }
+            if self.memory.count(index, connection) {
+                pause_receive(connection, ring);
             }
             if connection.is_overflowing() || (connection.closing && connection.is_drained()) {
                 self.close(index, ring, context.core);
@@ -227,6 +254,34 @@ impl Clients {
         }
         self.touched = touched;
         self.ranges = ranges;
+        self.share_memory(ring, context);
+    }
+
+    /// Lets those go on for whom there is memory, and closes those for whom there is none.
+    fn share_memory(&mut self, ring: &mut Ring, context: &mut Context<'_>) {
+        while let Some(index) = self.memory.next() {
+            let connection = self.slots[index].connection.as_mut();
+            let Some(connection) = connection.filter(|waits| waits.starved) else { continue };
+            connection.starved = false;
+            if !connection.paused {
+                resume_receive(connection, ring);
+                self.memory.favour(index);
+            }
+        }
+        while self.memory.is_exceeded() {
+            let open = self
+                .slots
+                .iter()
+                .enumerate()
+                .filter_map(|(index, slot)| Some((slot.connection.as_ref()?.counted, index)));
+            let Some((bytes, index)) = open.max() else { return };
+            if let Some(connection) = &self.slots[index].connection {
+                let (core, client) = (context.me.core.0, &connection.session.peer);
+                tracing::debug!(target: "net", core, client, bytes, "client closed: out of memory");
+            }
+            self.evicted += 1;
+            self.close(index, ring, context.core);
+        }
     }
 
     /// Answers what is asked about this core's clients; replies to those who asked here.
@@ -280,16 +335,31 @@ impl Clients {
     }
 }
 
+fn pause_receive(connection: &mut Connection, ring: &mut Ring) {
+    if std::mem::take(&mut connection.receiving) {
+        ring.pause_receive(connection.socket);
+    }
+}
+
+fn resume_receive(connection: &mut Connection, ring: &mut Ring) {
+    if !std::mem::replace(&mut connection.receiving, true) {
+        ring.resume_receive(connection.socket);
+    }
+}
+
 /// Takes the commands that `connection.input` holds.
 fn take_buffered(
     connection: &mut Connection,
     ranges: &mut Vec<Range<usize>>,
+    short: bool,
     context: &mut Context<'_>,
 ) {
     let mut input = std::mem::take(&mut connection.input);
-    let consumed = take_commands(connection, &input, ranges, context);
+    let consumed = take_commands(connection, &input, ranges, short, context);
     input.drain(..consumed);
-    connection.input = input;
+    if !input.is_empty() || input.capacity() <= BUFFER_KEEP {
+        connection.input = input;
+    }
 }
 
 /// Takes commands off the front of `input` until it ends or the connection is full; returns how
@@ -298,11 +368,12 @@ fn take_commands(
     connection: &mut Connection,
     input: &[u8],
     ranges: &mut Vec<Range<usize>>,
+    short: bool,
     context: &mut Context<'_>,
 ) -> usize {
     let mut taken = 0;
     while taken < input.len() && !connection.closing {
-        if connection.is_full() {
+        if connection.is_full(short) {
             connection.paused = true;
             break;
         }
@@ -410,7 +481,8 @@ fn submit(connection: &mut Connection, command: Command, context: &mut Context<'
     if order == Order::Waits {
         return connection.hold(command);
     }
-    let token = connection.expect(context.core.unanswered(&command));
+    let bytes = context.core.reply_bytes(&command);
+    let token = connection.expect(context.core.unanswered(&command), bytes);
     context.core.handle(Input::Request(Request {
         token,
         via: connection.session.via,

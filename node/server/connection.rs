@@ -17,13 +17,15 @@ use super::watch::{Overdue, Seen, Watch};
 const PENDING_MAX: usize = 1024;
 /// Reading goes on once this few are left.
 const PENDING_RESUME: usize = PENDING_MAX / 2;
-/// Reply bytes that may wait; beyond it nothing more is read from the connection, which is closed
-/// if the client does not read for long.
+/// Reply bytes that may wait, those that commands are expected to give among them; beyond it
+/// nothing more is read from the connection, which is closed if the client does not read for long.
 pub(super) const OUTPUT_SOFT_MAX: usize = 8 << 20;
 /// Reply bytes that may wait; beyond it the connection is closed.
 const OUTPUT_HARD_MAX: usize = 32 << 20;
-/// Output buffers larger than this are given back to the allocator once sent.
-const OUTPUT_KEEP: usize = 256 << 10;
+/// Buffers larger than this are given back to the allocator once they are empty.
+pub(super) const BUFFER_KEEP: usize = 256 << 10;
+/// Input of a command that is not whole yet; beyond it the connection waits when memory is short.
+const LONG_INPUT: usize = 64 << 10;
 /// Bits of a token that number the commands of a connection slot; the rest name the slot.
 const SEQUENCE_BITS: u32 = 40;
 
@@ -38,6 +40,8 @@ struct Pending {
     protocol: Protocol,
     /// `None` for commands that the node answers itself.
     open: Option<Unanswered>,
+    /// About how many the reply takes, or will.
+    bytes: usize,
 }
 
 /// A client connection.
@@ -52,6 +56,10 @@ pub(super) struct Connection {
     pub(super) lacking: usize,
     /// Whether no further commands are taken for now.
     pub(super) paused: bool,
+    /// Whether it waits for memory before more of a long command is received.
+    pub(super) starved: bool,
+    /// What it was last known to hold, see [`Self::bytes`].
+    pub(super) counted: usize,
     /// Whether the ring receives for this socket.
     pub(super) receiving: bool,
     /// Whether it is on this turn's list of connections to look at.
@@ -64,6 +72,8 @@ pub(super) struct Connection {
     pub(super) watch: Watch,
     parser: RequestParser,
     pending: VecDeque<Pending>,
+    /// Bytes of the replies of `pending`.
+    awaited_bytes: usize,
     /// Sequence number of the first pending command.
     first: u64,
     slot: u64,
@@ -72,6 +82,8 @@ pub(super) struct Connection {
     /// A command that must not overtake those before it; nothing is taken after it.
     held: Option<Command>,
     output: Vec<u8>,
+    /// Bytes that are with the kernel.
+    sent_bytes: usize,
     spare: Vec<u8>,
 }
 
@@ -84,6 +96,8 @@ impl Connection {
             input: Vec::new(),
             lacking: 0,
             paused: false,
+            starved: false,
+            counted: 0,
             receiving: true,
             touched: false,
             closing: false,
@@ -92,11 +106,13 @@ impl Connection {
             parser: RequestParser::new(limits(&session)),
             session,
             pending: VecDeque::new(),
+            awaited_bytes: 0,
             first,
             slot: slot as u64,
             surveying: false,
             held: None,
             output: Vec::new(),
+            sent_bytes: 0,
             spare: Vec::new(),
         }
     }
@@ -126,19 +142,23 @@ impl Connection {
         self.parser.set_limits(limits(&self.session));
     }
 
-    /// Takes a command that is answered later; the token names it.
-    pub(super) fn expect(&mut self, command: Unanswered) -> Token {
+    /// Takes a command that is answered later, by about so many bytes; the token names it.
+    pub(super) fn expect(&mut self, command: Unanswered, bytes: usize) -> Token {
         let token = self.token(self.next_sequence());
-        let (reply, protocol) = (None, self.session.protocol);
-        self.pending.push_back(Pending { reply, protocol, open: Some(command) });
+        self.push(None, Some(command), bytes);
         token
+    }
+
+    fn push(&mut self, reply: Option<Reply>, open: Option<Unanswered>, bytes: usize) {
+        let protocol = self.session.protocol;
+        self.awaited_bytes += bytes;
+        self.pending.push_back(Pending { reply, protocol, open, bytes });
     }
 
     /// Takes a command whose reply is made from answers of all cores.
     pub(super) fn expect_survey(&mut self) -> Token {
         let token = self.token(self.next_sequence());
-        let protocol = self.session.protocol;
-        self.pending.push_back(Pending { reply: None, protocol, open: None });
+        self.push(None, None, 0);
         self.surveying = true;
         token
     }
@@ -176,11 +196,8 @@ impl Connection {
             self.first += 1;
             resp::encode_reply(&reply, self.session.protocol, &mut self.output);
         } else {
-            self.pending.push_back(Pending {
-                reply: Some(reply),
-                protocol: self.session.protocol,
-                open: None,
-            });
+            let bytes = reply.bytes();
+            self.push(Some(reply), None, bytes);
         }
     }
 
@@ -195,8 +212,11 @@ impl Connection {
         assert!(pending.reply.is_none(), "token {} was answered twice", token.0);
         // The command of a survey is always the last one.
         self.surveying &= offset + 1 < pending_count;
-        pending.reply = Some(reply);
-        while let Some(Pending { reply: Some(reply), protocol, .. }) = self.pending.front() {
+        let bytes = reply.bytes();
+        self.awaited_bytes = self.awaited_bytes - pending.bytes + bytes;
+        (pending.reply, pending.bytes) = (Some(reply), bytes);
+        while let Some(Pending { reply: Some(reply), protocol, bytes, .. }) = self.pending.front() {
+            self.awaited_bytes -= bytes;
             // One that is about to be closed for its unread replies gets no more of them.
             if self.output.len() <= OUTPUT_HARD_MAX {
                 resp::encode_reply(reply, *protocol, &mut self.output);
@@ -206,20 +226,36 @@ impl Connection {
         }
     }
 
-    /// Whether no further command may be taken now.
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether no further command may be taken now. While memory is short, one at a time is.
+    pub(super) fn is_full(&self, short: bool) -> bool {
+        let replies = self.reply_bytes();
         self.held.is_some()
             || self.surveying
             || self.pending.len() >= PENDING_MAX
-            || self.output.len() >= OUTPUT_SOFT_MAX
+            || replies >= OUTPUT_SOFT_MAX
+            || (short && (!self.pending.is_empty() || replies > 0))
     }
 
     /// Whether a full connection has drained enough to go on.
-    pub(super) fn may_resume(&self) -> bool {
-        self.held.is_none()
-            && !self.surveying
-            && self.pending.len() <= PENDING_RESUME
-            && self.output.len() < OUTPUT_SOFT_MAX / 2
+    pub(super) fn may_resume(&self, short: bool) -> bool {
+        self.pending.len() <= PENDING_RESUME
+            && self.reply_bytes() < OUTPUT_SOFT_MAX / 2
+            && !self.is_full(short)
+    }
+
+    /// Bytes of replies that the client has not got, or will be given for what it has asked.
+    fn reply_bytes(&self) -> usize {
+        self.output.len() + self.sent_bytes + self.awaited_bytes
+    }
+
+    /// Bytes of memory that it holds, or will soon.
+    pub(super) fn bytes(&self) -> usize {
+        self.input.len() + self.spare.capacity() + self.reply_bytes()
+    }
+
+    /// Whether it has sent much of a command, and not all.
+    pub(super) const fn is_long(&self) -> bool {
+        !self.paused && !self.closing && self.input.len() > LONG_INPUT
     }
 
     /// Whether the client reads so slowly that it must be closed.
@@ -232,8 +268,8 @@ impl Connection {
         let seen = Seen {
             authenticated: self.session.authenticated,
             busy: !self.pending.is_empty(),
-            half: !self.input.is_empty() && !self.paused,
-            swollen: self.output.len() >= OUTPUT_SOFT_MAX,
+            half: !self.input.is_empty() && !self.paused && !self.starved,
+            swollen: self.reply_bytes() >= OUTPUT_SOFT_MAX,
         };
         self.watch.look(seen, idle_max_seconds)
     }
@@ -249,13 +285,15 @@ impl Connection {
             return None;
         }
         self.sending = true;
+        self.sent_bytes = self.output.len();
         Some(std::mem::replace(&mut self.output, std::mem::take(&mut self.spare)))
     }
 
     /// A send has completed; its buffer is used again.
     pub(super) fn sent(&mut self, mut buffer: Vec<u8>) {
         self.sending = false;
-        if buffer.capacity() <= OUTPUT_KEEP {
+        self.sent_bytes = 0;
+        if buffer.capacity() <= BUFFER_KEEP {
             buffer.clear();
             self.spare = buffer;
         }
@@ -306,7 +344,9 @@ mod tests {
             let framing = format!("${bytes}\r\n\r\n").len();
             connection.answer(Reply::Bulk(vec![0; bytes - framing]));
             assert_eq!(connection.output.len(), bytes);
-            assert_eq!((connection.is_full(), connection.is_overflowing()), (full, overflowing));
+            let state = (connection.is_full(false), connection.is_overflowing());
+            assert_eq!(state, (full, overflowing));
+            assert!(connection.is_full(true), "any reply that waits is too much");
             let closed_after = (0..2 * OUTPUT_SECONDS).find(|_| connection.look(0).is_some());
             assert_eq!(closed_after, full.then_some(OUTPUT_SECONDS), "{bytes}");
         }

@@ -292,8 +292,8 @@ impl HotLoop {
         if self.shared.stop().phase() == Phase::Resigning {
             self.resign();
         }
-        let (clients, disk) = (self.clients.open(), self.storage.disk_use());
-        self.shared.publish(self.me.core, &self.core, clients, disk);
+        let (clients, disk) = (self.clients.usage(), self.storage.disk_use());
+        self.shared.publish(self.me.core, &self.core, self.clients.open(), clients, disk);
     }
 
     fn accepted(&mut self, kind: Kind, fd: std::os::fd::OwnedFd, now: WallMillis) {

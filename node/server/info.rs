@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use coracle_engine::{CoreId, CoreStats, Reply, Via};
 
+use super::clients::ClientUse;
 use super::cluster_view;
 use super::node_commands::{REDIS_VERSION, View};
 use super::session::Session;
@@ -14,6 +15,8 @@ use super::storage::DiskUse;
 pub(crate) struct NodeStats {
     /// What each core published last, by core number.
     pub(crate) cores: Vec<CoreStats>,
+    /// What the clients of each core take, by core number.
+    pub(super) client_uses: Vec<ClientUse>,
     /// What the log of each core takes of the disk, by core number.
     pub(super) disks: Vec<DiskUse>,
     /// Open client connections.
@@ -198,6 +201,10 @@ fn clients(w: &mut Writer<'_>) {
     w.line("cluster_connections", 0);
     w.line("maxclients", w.view.config.maxclients);
     w.line("blocked_clients", 0);
+    w.line(
+        "evicted_clients",
+        w.stats.client_uses.iter().map(|clients| clients.evicted).sum::<u64>(),
+    );
 }
 
 fn memory(w: &mut Writer<'_>) {
@@ -210,6 +217,8 @@ fn memory(w: &mut Writer<'_>) {
     w.line("maxmemory", limit);
     w.line("maxmemory_human", mebibytes(limit));
     w.line("maxmemory_policy", "noeviction");
+    let clients: u64 = w.stats.client_uses.iter().map(|clients| clients.bytes).sum();
+    w.line("mem_clients_normal", clients);
     w.sum("coracle_uncommitted_bytes", |core| core.uncommitted_bytes);
     w.sum("coracle_value_cache_bytes", |core| core.value_cache_bytes);
 }

@@ -6,6 +6,7 @@
 
 mod background;
 mod backoff;
+mod client_memory;
 mod clients;
 mod cluster_view;
 mod connection;

@@ -10,6 +10,7 @@ use coracle_raft::NodeId;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::backoff::Backoff;
+use super::clients::ClientUse;
 use super::info::{NodeStats, ProcessUse};
 use super::stop::Stop;
 use super::storage::DiskUse;
@@ -19,7 +20,7 @@ use crate::config::Config;
 
 /// One core's published numbers.
 struct Published {
-    stats: Mutex<(CoreStats, DiskUse)>,
+    stats: Mutex<(CoreStats, ClientUse, DiskUse)>,
     clients: AtomicUsize,
 }
 
@@ -90,17 +91,26 @@ impl Shared {
     }
 
     /// Publishes a core's numbers; called once per tick.
-    pub(super) fn publish(&self, id: CoreId, core: &Core, clients: usize, disk: DiskUse) {
+    pub(super) fn publish(
+        &self,
+        id: CoreId,
+        core: &Core,
+        open: usize,
+        clients: ClientUse,
+        disk: DiskUse,
+    ) {
         let published = &self.cores[usize::from(id.0)];
-        published.clients.store(clients, Ordering::Relaxed);
-        *lock(&published.stats) = (core.stats(), disk);
+        published.clients.store(open, Ordering::Relaxed);
+        *lock(&published.stats) = (core.stats(), clients, disk);
     }
 
     /// Numbers of the node, as its cores published them last.
     pub(super) fn stats(&self) -> NodeStats {
-        let (cores, disks) = self.cores.iter().map(|core| *lock(&core.stats)).unzip();
+        let published = self.cores.iter().map(|core| *lock(&core.stats));
+        let (cores, client_uses, disks) = published.collect();
         NodeStats {
             cores,
+            client_uses,
             disks,
             clients: self.clients() as u64,
             dropped_log_lines: self.log_drops.dropped_lines() as u64,

@@ -213,7 +213,7 @@ fn start_core(start: CoreStart) -> Result<HotLoop, Fatal> {
         ring,
         core,
         storage,
-        clients: Clients::new(),
+        clients: Clients::new(config.client_memory_per_core_bytes()),
         out_links,
         in_links: Vec::new(),
         handshakes,

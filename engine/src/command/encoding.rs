@@ -353,6 +353,15 @@ impl<'a> View<'a> {
         self.arg(0)
     }
 
+    /// Whether the reply has values of its keys in it.
+    pub(crate) const fn shows_values(&self) -> bool {
+        match self.op {
+            Op::Get | Op::MGet | Op::GetRange | Op::GetDel | Op::GetEx => true,
+            Op::Set => self.flags & set::GET != 0,
+            _ => false,
+        }
+    }
+
     /// Argument `n` as a number.
     pub(crate) fn number(&self, n: usize) -> i64 {
         let bytes = self.arg(n).try_into().expect("numbers were checked by parse");

@@ -86,6 +86,8 @@ pub(crate) struct Shard {
     totals: Totals,
     /// Sum of [`item_digest`] over all items.
     digest: u64,
+    /// Bytes of the longest value that has ever been here.
+    longest_value: usize,
     /// Entries up to here are already in: the shard came from a snapshot.
     pub(crate) base: LogPosition,
     /// What the group's log clock showed there.
@@ -104,6 +106,7 @@ impl Shard {
             live: LiveBytes::default(),
             totals: Totals::default(),
             digest: 0,
+            longest_value: 0,
             base: LogPosition::default(),
             base_clock: 0,
         }
@@ -162,6 +165,7 @@ impl Shard {
         let table = self.place(key).and_then(|place| self.slots.get_mut(place));
         let table = table.expect("a key is put into the shard of its slot");
         self.totals.add(&item);
+        self.longest_value = self.longest_value.max(item.value.len());
         self.digest = self.digest.wrapping_add(item_digest(&item, to));
         if let Some(located) = item.value.located() {
             self.live.add(key.len(), &located);
@@ -215,6 +219,7 @@ impl Shard {
         }
         let result = f(item);
         totals.add(item);
+        self.longest_value = self.longest_value.max(item.value.len());
         if let Some(located) = item.value.located() {
             live.add(key.len(), &located);
         }
@@ -250,6 +255,12 @@ impl Shard {
 
     pub(crate) const fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Bytes of the longest value that has ever been here: no look at a key is needed to know
+    /// that its value is short.
+    pub(crate) const fn longest_value(&self) -> usize {
+        self.longest_value
     }
 
     pub(crate) const fn live(&self) -> &LiveBytes {

@@ -34,6 +34,8 @@ pub(super) fn answer(args: &[&[u8]], view: &View<'_>) -> Reply {
 fn settings(view: &View<'_>) -> Vec<(&'static str, String)> {
     let config = view.config;
     let bind: Vec<_> = config.bind.iter().map(|ip| ip.to_string()).collect();
+    let cores = usize::from(config.map.core_count());
+    let client_memory = config.client_memory_per_core_bytes() * cores;
     vec![
         ("appendfsync", "always".to_owned()),
         ("appendonly", "yes".to_owned()),
@@ -43,6 +45,7 @@ fn settings(view: &View<'_>) -> Vec<(&'static str, String)> {
         ("dir", config.data_dir.display().to_string()),
         ("maxclients", config.maxclients.to_string()),
         ("maxmemory", config.maxmemory_bytes.to_string()),
+        ("maxmemory-clients", client_memory.to_string()),
         ("maxmemory-policy", "noeviction".to_owned()),
         ("port", config.me().plain_port.to_string()),
         ("proto-max-bulk-len", coracle_engine::command::VALUE_BYTES_MAX.to_string()),
