@@ -52,6 +52,9 @@ impl Core {
         if task.follows {
             return self.refuse(&task, out_of_order());
         }
+        if task.deadline <= self.ticks {
+            return self.refuse_late(&task);
+        }
         let group = self.config.map.group_of_slot(task.command.slot);
         task.hops += 1;
         if matches!(task.origin, Origin::Forwarded { .. }) {
@@ -69,16 +72,21 @@ impl Core {
     pub(crate) fn retry_parked(&mut self, group: GroupId) {
         for mut task in self.parked.take(group) {
             if task.deadline <= self.ticks {
-                let reply = match task.command.access {
-                    Access::Write => not_served(),
-                    Access::Read => try_again(),
-                };
-                self.refuse(&task, reply);
+                self.refuse_late(&task);
             } else {
                 task.hops = 0;
                 self.route(task);
             }
         }
+    }
+
+    /// The time of a command that was certainly not executed is over.
+    fn refuse_late(&mut self, task: &Task) {
+        let reply = match task.command.access {
+            Access::Write => not_served(),
+            Access::Read => try_again(),
+        };
+        self.refuse(task, reply);
     }
 
     /// Refuses what no store may see, whoever sent it.

@@ -188,7 +188,7 @@ impl World {
         // long before.
         let mut slowness = self.rng.between(1, self.hosts[host].disk_slowness);
         if self.rng.chance(self.plan.disk.hiccups) {
-            slowness *= 10 << self.rng.below(7);
+            slowness = slowness.max(10 << self.rng.below(7));
         }
         let latency = self.rng.between(shortest, longest) * slowness;
         let life = self.hosts[host].life;

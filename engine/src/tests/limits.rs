@@ -95,33 +95,52 @@ fn parked_commands_are_bounded_in_number_and_time() {
     assert_eq!(cluster.call(at, "GET n"), Reply::Null, "none of them was executed");
 }
 
-/// A new leader whose quorum hears it, but cannot write, confirms no read, for as long as that
-/// lasts; the clients are told in time.
-#[test]
-fn reads_that_nobody_can_confirm_are_refused_in_time() {
+fn leads(cluster: &Cluster, at: CoreAddr) -> bool {
+    let status = cluster.core(at).group_status(GroupId::new(0));
+    status.is_some_and(|status| status.role == Role::Leader)
+}
+
+/// A cluster with a new leader whose quorum hears it, but cannot write: it confirms no read, for as
+/// long as that lasts. Commands may take 60 ticks, of ten steps each.
+fn leader_that_confirms_nothing() -> (Cluster, CoreAddr) {
     let options = ClusterOptions { groups: 1, ..ClusterOptions::default() };
     let mut cluster = Cluster::with_config(options, |config| config.forward_timeout_ticks = 60);
     cluster.wait_for_leaders();
-    let leads = |at: CoreAddr| {
-        move |cluster: &Cluster| {
-            let status = cluster.core(at).group_status(GroupId::new(0));
-            status.is_some_and(|status| status.role == Role::Leader)
-        }
-    };
     // To another one and back: the preferred leader keeps the leadership.
     let next = cluster.leader(0).expect("a leader");
     let other = addr(next.node.get() % 3 + 1, 0);
     assert!(cluster.core_mut(next).transfer_leadership(GroupId::new(0), other.node));
-    assert!(cluster.run_until(200, leads(other)), "the leadership moves");
-    assert!(cluster.run_until(4000, leads(next)), "and comes back");
+    assert!(cluster.run_until(200, |cluster| leads(cluster, other)), "the leadership moves");
+    assert!(cluster.run_until(4000, |cluster| leads(cluster, next)), "and comes back");
     let followers = (1..=3).filter(|&node| node != next.node.get());
     followers.for_each(|node| cluster.freeze_disk(node, true));
-    let token = cluster.submit(next, &[b"GET", b"k"]);
+    (cluster, next)
+}
+
+#[test]
+fn reads_that_nobody_can_confirm_are_refused_in_time() {
+    let (mut cluster, leader) = leader_that_confirms_nothing();
+    let token = cluster.submit(leader, &[b"GET", b"k"]);
     cluster.run(400);
     assert_eq!(cluster.answer(token), None, "nothing of its term is committed");
     cluster.run(400);
     assert!(show(cluster.answer(token).expect("answered")).starts_with("-TRYAGAIN"));
-    assert!(leads(next)(&cluster), "it goes on leading");
+    assert!(leads(&cluster, leader), "it goes on leading");
     (1..=3).for_each(|node| cluster.freeze_disk(node, false));
-    assert_eq!(cluster.call(next, "GET k"), Reply::Null);
+    assert_eq!(cluster.call(leader, "GET k"), Reply::Null);
+}
+
+/// A read goes to the leader again when the link to it breaks, but not for ever.
+#[test]
+fn reads_are_given_up_although_links_come_and_go() {
+    let (mut cluster, leader) = leader_that_confirms_nothing();
+    let at = addr(leader.node.get() % 3 + 1, 0);
+    let token = cluster.submit(at, &[b"GET", b"k"]);
+    for _ in 0..2 {
+        assert!(!cluster.run_until(550, |cluster| cluster.answer(token).is_some()), "it waits");
+        cluster.cut(at.node.get(), leader.node.get());
+        cluster.heal();
+    }
+    cluster.run(20);
+    assert!(show(cluster.answer(token).expect("answered")).starts_with("-TRYAGAIN"));
 }
