@@ -1,6 +1,13 @@
-# Nodes on this machine and a load on them: what the scripts of this directory share. Sourced, with
-# these set: `bin`, where coracle and loadgen are; `data`, a directory that is not there yet and is
-# removed at the end; `port`, the first of 30. Needs bash, awk and coreutils.
+# Nodes on this machine and a load on them: what the scripts of this directory share. Sourced from the
+# top of the repository. Needs bash, awk and coreutils.
+
+target=${CARGO_TARGET_DIR:-target}
+# Where coracle and loadgen are.
+bin=${BIN:-$target/release}
+# Not there yet, and removed at the end.
+data=${DATA:-$target/goals}
+# The first of 30.
+port=${PORT:-7400}
 
 nodes=${nodes:-3}
 # More lines for the nodes' configuration files, tables last.

@@ -18,10 +18,6 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-target=${CARGO_TARGET_DIR:-target}
-bin=${BIN:-$target/release}
-data=${DATA:-$target/goals}
-port=${PORT:-7400}
 fill=${FILL:-16}
 each=${SECONDS_EACH:-20}
 runs=(open closed single reads idle)

@@ -19,15 +19,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-target=${CARGO_TARGET_DIR:-target}
-bin=${BIN:-$target/release}
-data=${DATA:-$target/goals}
-port=${PORT:-7400}
 each=${SECONDS_EACH:-30}
 away=${AWAY:-60}
 large=${LARGE:-20}
 runs=(recycled half tails away large)
-
 . bench/cluster.sh
 
 # Bytes that the disk under DATA has written since it was switched on.
