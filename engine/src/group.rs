@@ -224,10 +224,11 @@ impl Group {
         if early { received.max().map(BatchSeq::next) } else { received.min() }
     }
 
-    /// The oldest segment with an entry that is not applied, or waits in its shard.
+    /// The oldest segment with an entry that is not applied, or waits in its shard, or with a value
+    /// of a shard that is arriving.
     pub(crate) fn oldest_pending(&self) -> Option<u64> {
-        let oldest = self.places.oldest().into_iter().chain(self.stalls.oldest()).min();
-        oldest.map(Place::segment)
+        let entries = self.places.oldest().into_iter().chain(self.stalls.oldest());
+        entries.map(Place::segment).chain(self.oldest_arriving()).min()
     }
 
     /// The oldest segment that a snapshot on its way out refers to.

@@ -396,6 +396,11 @@ impl Thawing {
     }
 
     /// What has arrived so far.
+    pub(crate) const fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The same, to be changed.
     pub(crate) const fn shard_mut(&mut self) -> &mut Shard {
         &mut self.shard
     }

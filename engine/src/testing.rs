@@ -566,6 +566,8 @@ impl Cluster {
             self.schedule((at, at), disk.clone(), Event::Checkpoint { addr: at, life, work });
         }
         if let Some(from) = effects.values_from.take() {
+            let arriving = self.core(at).oldest_arriving();
+            assert!(arriving.is_none_or(|oldest| oldest >= from), "{at} releases {arriving:?}");
             let machine = self.machines.get_mut(&at).expect("an address of this cluster");
             machine.release_values(from);
         }

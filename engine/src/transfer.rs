@@ -284,6 +284,12 @@ impl Group {
         (thawing.begin.shard == shard).then(|| thawing.shard_mut())
     }
 
+    /// The oldest segment with a value of the shard that is arriving: no index refers to it yet.
+    pub(crate) fn oldest_arriving(&self) -> Option<u64> {
+        let thawing = self.incoming.as_ref()?.thawing.as_ref()?;
+        thawing.shard().live().oldest()
+    }
+
     /// Stores the piece that is next in turn; `None` if it makes no sense.
     fn take_piece(&mut self, piece: &SnapshotPiece, turn: &mut Turn<'_>) -> Option<()> {
         let incoming = self.incoming.as_mut()?;

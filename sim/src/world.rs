@@ -448,6 +448,12 @@ impl World {
         storage.release(&effects.released);
         effects.released.clear();
         if let Some(from) = effects.values_from.take() {
+            // It may take long until anybody misses them.
+            let arriving = core.oldest_arriving();
+            assert!(
+                arriving.is_none_or(|oldest| oldest >= from),
+                "{arriving:?} goes, below {from}"
+            );
             storage.release_values(from);
         }
         effects.repairs.clear();

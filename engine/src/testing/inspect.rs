@@ -76,6 +76,11 @@ impl Core {
         })
     }
 
+    /// The oldest segment with a value of a shard that is arriving from another replica.
+    pub fn oldest_arriving(&self) -> Option<u64> {
+        self.groups.iter().filter_map(crate::group::Group::oldest_arriving).min()
+    }
+
     /// The version of a key whose value this replica has.
     pub fn version_of(&self, group: GroupId, key: &[u8]) -> Option<LogIndex> {
         let group = &self.groups[self.place(group)?];

@@ -205,6 +205,52 @@ fn an_interrupted_snapshot_is_begun_again() {
     }
 }
 
+/// No index refers to the long values of a shard that is arriving, and checkpoints go on: no
+/// segment with one of them is let go. The cluster checks that at every release.
+#[test]
+fn values_of_a_shard_that_arrives_are_kept() {
+    let mut caught = 0;
+    for seed in 1..=6 {
+        let mut cluster = cluster(2, seed);
+        let leaders = [0, 1].map(|group| cluster.leader(group).unwrap());
+        let victim = (1..=3).find(|&n| leaders.iter().all(|at| at.node.get() != n)).unwrap();
+        let at = addr(victim, 0);
+        cluster.kill(victim);
+        let value = vec![b'v'; 100_000];
+        for i in 0..80 {
+            let key = format!("big{i}");
+            let token = cluster.submit(leaders[0], &[b"SET", key.as_bytes(), &value]);
+            assert_eq!(cluster.wait(token), Reply::OK);
+        }
+        let is_cut = |cluster: &Cluster, group: u32| {
+            let live = (1..=3).filter(|&n| n != victim);
+            live.map(|n| base(cluster, addr(n, 0), group)).all(|base| base > LogIndex::new(20))
+        };
+        while !is_cut(&cluster, 0) || !is_cut(&cluster, 1) {
+            cluster.checkpoint(8 << 20);
+            cluster.run(1);
+        }
+        cluster.start(victim);
+        let arrives = |cluster: &Cluster| cluster.core(at).oldest_arriving().is_some();
+        assert!(cluster.run_until(5000, arrives), "seed {seed}: no long value arrives");
+        let oldest = cluster.core(at).oldest_arriving();
+        // One of the two shards stops in the middle, and the other group goes on.
+        cluster.cut(leaders[(seed % 2) as usize].node.get(), victim);
+        for n in 0..200 {
+            cluster.checkpoint_on(at, 1 << 20);
+            cluster.run(1);
+            if n % 2 == 0 {
+                let (key, goes_on) = (format!("small{n}"), leaders[1 - (seed % 2) as usize]);
+                cluster.submit(goes_on, &[b"SET", key.as_bytes(), b"v"]);
+            }
+        }
+        caught += u64::from(cluster.core(at).oldest_arriving() == oldest);
+        cluster.heal();
+        cluster.assert_replicas_agree();
+    }
+    assert!(caught > 0, "no shard was ever in the middle for long");
+}
+
 /// Records that do not add up make a group unfit: it is left out instead of forgetting.
 #[test]
 pub(super) fn a_group_whose_records_do_not_add_up_is_left_out() {
