@@ -29,8 +29,9 @@ fn value(number: usize) -> Vec<u8> {
 fn pressed(name: &str, press: impl FnOnce(&Cluster, &AtomicBool) + Send) {
     let _alone = alone();
     let flags = ["--maxmemory", "64MiB"].map(str::to_owned).to_vec();
-    let mut cluster = Cluster::prepare(&Options { flags, ..Options::default() });
+    // Dropped after the cluster: they go when their processes have ended.
     let mut limits = Vec::new();
+    let mut cluster = Cluster::prepare(&Options { flags, ..Options::default() });
     for node in &mut cluster.nodes {
         let test = format!("{name}-{}", node.id);
         let Some(limit) = MemoryLimit::new(name, &test, LIMIT_BYTES) else { return };
