@@ -40,9 +40,12 @@ impl ReplyReader {
             if self.input.len() > self.reply_bytes_max {
                 return Err(invalid(format!("the reply exceeds {} bytes", self.reply_bytes_max)));
             }
-            match stream.read(&mut piece)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => self.input.extend(piece.iter().take(count)),
+            match stream.read(&mut piece) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.input.extend(piece.iter().take(count)),
+                // A process that was stopped goes on.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
@@ -57,11 +60,15 @@ impl ReplyReader {
 mod tests {
     use super::*;
 
-    /// A stream that arrives byte by byte.
-    struct Trickle<'a>(&'a [u8]);
+    /// A stream that arrives byte by byte, with a signal before each.
+    struct Trickle<'a>(&'a [u8], bool);
 
     impl Read for Trickle<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if self.1 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let count = self.0.len().min(1);
             self.0.read(&mut buffer[..count])
         }
@@ -72,7 +79,7 @@ mod tests {
     fn replies_are_read_from_any_pieces() {
         let bytes = b":1\r\n$2\r\nhi\r\n*1\r\n+OK\r\nrest";
         let whole: &mut dyn Read = &mut &bytes[..];
-        let slow: &mut dyn Read = &mut Trickle(bytes);
+        let slow: &mut dyn Read = &mut Trickle(bytes, false);
         for (mut stream, rest) in [(whole, &b"rest"[..]), (slow, b"")] {
             let mut reader = ReplyReader::new(1024);
             for want in
