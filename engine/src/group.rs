@@ -228,7 +228,8 @@ impl Group {
     /// of a shard that is arriving.
     pub(crate) fn oldest_pending(&self) -> Option<u64> {
         let entries = self.places.oldest().into_iter().chain(self.stalls.oldest());
-        entries.map(Place::segment).chain(self.oldest_arriving()).min()
+        let arriving = self.oldest_arriving().filter(|_| !planted(Bug::ArrivingValuesReleased));
+        entries.map(Place::segment).chain(arriving).min()
     }
 
     /// The oldest segment that a snapshot on its way out refers to.

@@ -23,8 +23,10 @@ pub(crate) struct Lost {
     /// Place of the shard in its store.
     pub(crate) shard: usize,
     pub(crate) key: Box<[u8]>,
-    /// A later version and its bytes; without one the key is removed before long.
-    pub(crate) later: Option<(LogIndex, Vec<u8>)>,
+    /// Another replica has told what the entry at this index leaves of the key.
+    pub(crate) known_at: LogIndex,
+    /// The value that this entry makes; without one the key is removed by then.
+    pub(crate) bytes: Option<Vec<u8>>,
 }
 
 impl Group {
@@ -33,7 +35,7 @@ impl Group {
         self.lost.iter().any(|lost| lost.shard == shard)
     }
 
-    /// Goes on without the bytes of a value that a shard waits for: they are known at `later`.
+    /// Goes on without the bytes of a value that a shard waits for.
     pub(crate) fn lose(&mut self, lost: Lost) {
         self.store.change(lost.shard, |shard| {
             shard.update(&lost.key, |item| {
@@ -61,10 +63,9 @@ impl Group {
                 tally.values_repaired += 1;
                 return false;
             };
-            let (version, len) = (item.version, item.value.len());
-            let fits =
-                |(later, bytes): &mut (LogIndex, Vec<u8>)| *later == version && bytes.len() == len;
-            let Some((_, bytes)) = lost.later.take_if(fits) else { return true };
+            let (reached, len) = (item.version == lost.known_at, item.value.len());
+            let bytes = lost.bytes.take_if(|bytes| reached && bytes.len() == len);
+            let Some(bytes) = bytes else { return true };
             store.change(shard, |shard| {
                 shard.update(&lost.key, |item| item.value = Value::Memory(bytes));
             });

@@ -348,29 +348,29 @@ impl Core {
         if moved.version <= version {
             return false;
         }
-        let later = Some((moved.version, moved.value.to_vec()));
-        self.goes_on_without(&wanted, group, moved.version, later)
+        let (known_at, bytes) = (moved.version, moved.value.to_vec());
+        self.goes_on_without(&wanted, group, known_at, Some(bytes))
     }
 
-    /// A shard waits for a value that another replica has passed by at `at`: lets it go on without
-    /// the old bytes. Whether it did.
+    /// A shard waits for a value, and another replica has told what is left of it at a later entry:
+    /// lets the shard go on without the old bytes. Whether it did.
     fn goes_on_without(
         &mut self,
         wanted: &Wanted,
         group: usize,
-        at: LogIndex,
-        later: Option<(LogIndex, Vec<u8>)>,
+        known_at: LogIndex,
+        bytes: Option<Vec<u8>>,
     ) -> bool {
         let place = &self.groups[group];
         let Some(shard) = place.store.place(SlotId::of_key(&wanted.key)) else { return false };
         let passed = place.stalls.wanted_by(shard).is_some_and(|(waits, needed_at)| {
-            waits == wanted && (at >= needed_at || planted(Bug::LostWithoutProof))
+            waits == wanted && (known_at >= needed_at || planted(Bug::LostWithoutProof))
         });
         if !passed || place.lost.len() >= LOST_MAX {
             return false;
         }
         let before = place.store.totals();
-        let lost = Lost { shard, key: wanted.key.clone(), later };
+        let lost = Lost { shard, key: wanted.key.clone(), known_at, bytes };
         self.groups[group].lose(lost);
         self.totals.exchange(before, self.groups[group].store.totals());
         self.cache.remove(wanted.located.place);

@@ -157,6 +157,9 @@ bugs! {
     ValuesReleasedEarly "values-released-early"
         "Old segments are used again as soon as the index needs nothing in them, although the \
          checkpoints that a restart would begin from still do (DESIGN.md 7).";
+    ArrivingValuesReleased "arriving-values-released"
+        "Segments with long values of a shard that is still arriving are used again: no index \
+         refers to them yet (seed 12013716).";
     CheckpointFinishedEarly "checkpoint-finished-early"
         "A checkpoint becomes valid before everything that it refers to is durable in the log \
          (DESIGN.md 6 and 7).";

@@ -81,6 +81,17 @@ impl Core {
         self.groups.iter().filter_map(crate::group::Group::oldest_arriving).min()
     }
 
+    /// A value whose bytes are unknown although the entry is applied at which they should be known
+    /// again, and that entry.
+    pub fn overdue_value(&self) -> Option<(GroupId, &[u8], LogIndex)> {
+        self.groups.iter().find_map(|group| {
+            let reached = |at| at <= group.applied();
+            let mut lost = group.lost.iter().filter(|lost| !group.stalls.holds(lost.shard));
+            let overdue = lost.find(|lost| reached(lost.known_at))?;
+            Some((group.id, &*overdue.key, overdue.known_at))
+        })
+    }
+
     /// The version of a key whose value this replica has.
     pub fn version_of(&self, group: GroupId, key: &[u8]) -> Option<LogIndex> {
         let group = &self.groups[self.place(group)?];

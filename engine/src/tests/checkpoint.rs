@@ -208,7 +208,7 @@ fn an_interrupted_snapshot_is_begun_again() {
 /// No index refers to the long values of a shard that is arriving, and checkpoints go on: no
 /// segment with one of them is let go. The cluster checks that at every release.
 #[test]
-fn values_of_a_shard_that_arrives_are_kept() {
+pub(super) fn values_of_a_shard_that_arrives_are_kept() {
     let mut caught = 0;
     for seed in 1..=6 {
         let mut cluster = cluster(2, seed);

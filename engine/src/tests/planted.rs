@@ -83,6 +83,11 @@ fn other_tests_find_planted_bugs() {
         (Bug::CompactedPastCheckpoint, fallback, "reaches back"),
         (Bug::StateReleasedTooEarly, values::a_snapshot_of_cold_values_arrives, "does not add up"),
         (Bug::ValuesReleasedEarly, values::a_damaged_checkpoint_falls_back_to_the_one_before, ""),
+        (
+            Bug::ArrivingValuesReleased,
+            checkpoint::values_of_a_shard_that_arrives_are_kept,
+            "releases",
+        ),
         (Bug::MovedOverNewer, values::values_move_out_of_old_segments, ""),
         (Bug::CheckpointFinishedEarly, values::a_checkpoint_waits_for_what_it_refers_to, ""),
         (Bug::SnapshotLacksExpiries, behind, "data differs"),

@@ -30,6 +30,7 @@ mod recovered;
 mod seen;
 mod state_machine_safety;
 mod terms;
+mod unknown_values;
 
 use coracle_engine::{ClusterMap, Core, CoreAddr, PeerMessage};
 use coracle_raft::{GroupId, Raft, Record};
@@ -97,6 +98,7 @@ impl Invariants {
     pub fn observe(&mut self, at: CoreAddr, core: &Core) -> Result<(), Violation> {
         let limits = Limits::new(core.config(), self.same_groups);
         limits.check(at, &core.levels())?;
+        unknown_values::check(at, core.overdue_value())?;
         for (id, raft) in core.rafts() {
             let Some((group, place)) = replica(&mut self.groups, id, at) else { continue };
             let now = Seen::of(at, id, raft);
