@@ -290,7 +290,7 @@ fn the_password_has_a_deadline() {
     wait_until("the chatty stranger is closed", || chatty.call(&["PING"]).is_err());
     assert!(silent.read_to_close().expect("the server closes").is_empty());
     let took = start.elapsed();
-    assert!((Duration::from_secs(9)..Duration::from_secs(15)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(9)..Duration::from_secs(25)).contains(&took), "{took:?}");
     assert_eq!(known.run("PING"), Reply::Status("PONG"));
 }
 

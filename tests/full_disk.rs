@@ -138,7 +138,9 @@ fn a_disk_filled_by_others_stops_writes_until_there_is_space() {
     }
     disk.fill();
     let refused = fill(&mut client, 20);
-    assert_eq!(info(&mut client, "coracle_disk_free_bytes"), "0");
+    wait_until("it is known that nothing is free", || {
+        info(&mut client, "coracle_disk_free_bytes") == "0"
+    });
     check(&mut client, 0..refused);
     wait_until("it is known that all is taken", || {
         info(&mut client, "coracle_disk_space") != "low" || client.run("DEL k0") == Reply::OK
