@@ -211,6 +211,12 @@ fn a_full_follower_is_left_behind_and_catches_up() {
     check(&mut cluster.nodes[2].client(), 0..100);
     cluster.nodes[0].start();
     cluster.wait_until_ready();
+    // However they came there: by entries, a snapshot or a restart.
+    wait_until("all are equally far", || {
+        let offset = |node: &Node| info(&mut node.client(), "master_repl_offset");
+        let offsets: Vec<_> = cluster.nodes.iter().map(offset).collect();
+        offsets[0] != "0" && offsets.iter().all(|offset| *offset == offsets[0])
+    });
     assert_eq!(cluster.nodes[2].client().run("GET k300"), Reply::Null);
 }
 

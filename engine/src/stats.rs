@@ -53,8 +53,10 @@ pub struct CoreStats {
     pub proposals: u64,
     /// Entries seen committed (counter).
     pub committed: u64,
-    /// Entries applied (counter).
+    /// Entries applied (counter). What a snapshot brings is not counted.
     pub applied: u64,
+    /// Applied indexes of the groups here, added up: equal on replicas that are equally far.
+    pub applied_offset: u64,
     /// Reads answered here (counter).
     pub reads_served: u64,
     /// Commands sent to other cores (counter).
@@ -171,6 +173,7 @@ impl Core {
             parked: self.parked.len() as u64,
             committed: self.tally.committed,
             applied: self.tally.applied,
+            applied_offset: count(&|group| group.applied().get()),
             reads_served: self.tally.reads_served,
             lost_proposals: self.tally.lost_proposals,
             uncertain: self.tally.uncertain,

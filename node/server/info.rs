@@ -285,7 +285,7 @@ fn stats(w: &mut Writer<'_>) {
 
 /// Clients want a master; every endpoint is one for the slots it leads.
 fn replication(w: &mut Writer<'_>) {
-    let offset = w.stats.sum(|core| core.applied);
+    let offset = w.stats.sum(|core| core.applied_offset);
     w.line("role", "master");
     w.line("connected_slaves", 0);
     w.line("master_failover_state", "no-failover");
