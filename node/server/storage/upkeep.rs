@@ -34,9 +34,11 @@ const INTERVALS_BESIDE_VALUES: f64 = 2.0;
 const SCAN_BYTES: f64 = 262_144.0;
 /// And at most. The next part is read when what was needed in this one has its new place: small
 /// parts cannot keep up with a log that grows at the speed of the disk, large ones are felt.
-const SCAN_BYTES_MAX: f64 = 2_097_152.0;
-/// How many times more for each time that the log exceeds its bound by the bound itself.
+const SCAN_BYTES_MAX: f64 = 8_388_608.0;
+/// How many times more for each time that the log exceeds its bound by the bound itself, and by the
+/// square of that.
 const SCAN_BYTES_MORE: f64 = 16.0;
+const SCAN_BYTES_MORE_SQUARED: f64 = 64.0;
 /// Bytes of old segments read for each byte appended when the log has just become too large.
 const SCANNED_PER_APPENDED: f64 = 2.0;
 /// How many more for each time that the log exceeds its bound by the bound itself.
@@ -55,7 +57,7 @@ const PRESSED_LOG_SEGMENTS: f64 = 2.0;
 /// What is needed no more is released when the two newest checkpoints know it.
 const CHECKPOINTS_KEPT: u8 = 2;
 /// Bytes owed at most: what could not be done in time is not made up for by a burst.
-const OWED_BYTES_MAX: f64 = 4e6;
+const OWED_BYTES_MAX: f64 = 16e6;
 
 /// How long files are kept that were needed at once with all others.
 const PEAK: Duration = Duration::from_secs(30);
@@ -225,7 +227,8 @@ impl Upkeep {
         }
         let more = SCANNED_PER_APPENDED + SCANNED_MORE * over;
         self.scanned_per_appended = more.min(SCANNED_PER_APPENDED_MAX);
-        self.scan_bytes = (SCAN_BYTES * (1.0 + SCAN_BYTES_MORE * over)).min(SCAN_BYTES_MAX);
+        let more = SCAN_BYTES_MORE * over + SCAN_BYTES_MORE_SQUARED * over * over;
+        self.scan_bytes = (SCAN_BYTES * (1.0 + more)).min(SCAN_BYTES_MAX);
         self.scan_owed = (self.scan_owed + seconds * per_second).min(OWED_BYTES_MAX);
     }
 
@@ -332,7 +335,7 @@ mod tests {
             ("small", [1, 1000, 1, 0], 0.0),
             ("just over the target", [1, 1001, 1, 0], 2.0),
             ("a tenth over the target", [1, 1100, 1, 0], 2.8),
-            ("far over", [1, 9000, 1, 0], 3.8),
+            ("far over", [1, 9000, 1, 0], 15.26),
             ("half live", [900, 2000, 1, 0], 0.0),
             ("less than half live", [900, 2002, 1, 0], 2.0),
             ("moved values", [1, 1001, 2, 1], 2.0),
