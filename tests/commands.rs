@@ -298,16 +298,23 @@ fn core_ports_redirect_and_plain_ports_forward() {
     for (n, key) in keys.iter().enumerate() {
         let slot = SlotId::of_key(key.as_bytes()).get();
         for node in &cluster.nodes {
-            let mut client = node.core_client();
-            let mut reply = client.run(&format!("GET {key}"));
-            if let Reply::Error(moved) = &reply {
-                let owner = moved.strip_prefix(&format!("MOVED {slot} 127.0.0.1:"));
-                let owner: u16 = owner.expect(moved).parse().expect("a port");
-                assert!(ports.contains(&owner), "{moved}");
+            let mut port = node.ports.core;
+            wait_until(&format!("{key} asked at node {} is found", node.id), || {
+                let reply = Client::connect(port).expect("it listens").run(&format!("GET {key}"));
+                // Leaders may change on the way.
+                let Reply::Error(moved) = &reply else {
+                    assert_eq!(reply, bulk(&n.to_string()), "{key} asked at node {}", node.id);
+                    return true;
+                };
+                let Some(owner) = moved.strip_prefix(&format!("MOVED {slot} 127.0.0.1:")) else {
+                    assert!(is_change_of_leader(&reply), "{moved}");
+                    return false;
+                };
+                port = owner.parse().expect("a port");
+                assert!(ports.contains(&port), "{moved}");
                 redirected += 1;
-                reply = Client::connect(owner).expect("it listens").run(&format!("GET {key}"));
-            }
-            assert_eq!(reply, bulk(&n.to_string()), "{key} asked at node {}", node.id);
+                false
+            });
         }
     }
     assert!(redirected > keys.len(), "most core ports are not the owner: {redirected}");

@@ -31,6 +31,8 @@ use client::Client;
 pub const CORACLE: &str = env!("CARGO_BIN_EXE_coracle");
 /// How long a healthy cluster may take for anything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long leaderships of a new cluster may move.
+const BALANCE_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks at something that changes by itself.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -199,6 +201,7 @@ impl Cluster {
             node.start();
         }
         cluster.wait_until_ready();
+        cluster.wait_until_balanced();
         cluster
     }
 
@@ -254,6 +257,21 @@ impl Cluster {
                 let Ok(mut client) = Client::connect(port) else { return false };
                 client.info_line("coracle_groups_with_leader").is_ok_and(|led| led == groups)
             });
+        }
+    }
+
+    /// Waits until leaderships are where they will stay, as far as all nodes know. Not for ever: on
+    /// a busy machine they may always move.
+    fn wait_until_balanced(&self) {
+        let groups = self.groups.to_string();
+        let settled = |node: &Node| {
+            let line = "coracle_groups_with_preferred_leader";
+            let led = node.client().info_line(line);
+            led.is_ok_and(|led| led == groups)
+        };
+        let start = Instant::now();
+        while start.elapsed() < BALANCE_MAX && !self.nodes.iter().all(settled) {
+            std::thread::sleep(POLL);
         }
     }
 
