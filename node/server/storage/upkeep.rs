@@ -35,9 +35,9 @@ const SCAN_BYTES: f64 = 262_144.0;
 /// And at most. The next part is read when what was needed in this one has its new place: small
 /// parts cannot keep up with a log that grows at the speed of the disk, large ones are felt.
 const SCAN_BYTES_MAX: f64 = 8_388_608.0;
-/// How many times more for each time that the log exceeds its bound by the bound itself, and by the
-/// square of that.
+/// How many times more for each time that the log exceeds its bound by the bound itself.
 const SCAN_BYTES_MORE: f64 = 16.0;
+/// And for the square of that: what small parts cannot keep up with needs much larger ones.
 const SCAN_BYTES_MORE_SQUARED: f64 = 64.0;
 /// Bytes of old segments read for each byte appended when the log has just become too large.
 const SCANNED_PER_APPENDED: f64 = 2.0;
@@ -225,8 +225,8 @@ impl Upkeep {
             (self.scanned_per_appended, self.scan_owed) = (0.0, 0.0);
             return;
         }
-        let more = SCANNED_PER_APPENDED + SCANNED_MORE * over;
-        self.scanned_per_appended = more.min(SCANNED_PER_APPENDED_MAX);
+        let scanned = SCANNED_PER_APPENDED + SCANNED_MORE * over;
+        self.scanned_per_appended = scanned.min(SCANNED_PER_APPENDED_MAX);
         let more = SCAN_BYTES_MORE * over + SCAN_BYTES_MORE_SQUARED * over * over;
         self.scan_bytes = (SCAN_BYTES * (1.0 + more)).min(SCAN_BYTES_MAX);
         self.scan_owed = (self.scan_owed + seconds * per_second).min(OWED_BYTES_MAX);
@@ -359,6 +359,22 @@ mod tests {
                 read += bytes as u64;
             }
             assert!(read.abs_diff((owed * MIB as f64) as u64) < 262_144, "{name}: {read}");
+        }
+    }
+
+    /// The further the log is over its bound, the more of an old segment is read at once, up to a
+    /// limit.
+    #[test]
+    fn parts_of_old_segments_grow_with_the_log() {
+        let start = Instant::now();
+        for (log, kib) in [(1001, 260), (1100, 829), (1500, 6400), (2000, 8192), (9000, 8192)] {
+            let mut upkeep = upkeep(start);
+            let log_bytes = log * MIB;
+            let levels = Levels { log_bytes, has_old_values: true, ..Levels::default() };
+            upkeep.tick(&levels, start);
+            upkeep.scan_owed = OWED_BYTES_MAX;
+            let bytes = upkeep.scan_bytes().expect("more is owed than a part");
+            assert_eq!(bytes as u64 / 1024, kib, "{log} MiB of log, bound 1000");
         }
     }
 
