@@ -7,7 +7,7 @@
 #
 # recycled  bytes that the disk wrote per byte that clients wrote, by the counters of the disk that
 #           holds DATA, once segments are used again and hold no value in use
-# half      the same with 2 GB of values in use, in a log of little more than twice that
+# half      the same with 2 GB of values in use, in a log of about three times that
 # tails     20,000 writes/s in open loop while the log holds no old values and no checkpoint begins,
 #           and then with checkpoints and emptying of segments going on
 # away      a node is killed, comes back after AWAY=60 seconds of 20,000 writes/s, and catches up

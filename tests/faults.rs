@@ -184,8 +184,9 @@ impl Drop for SetOnDrop<'_> {
 }
 
 /// A client that counts keys up through one node until told to stop, and never tries twice: the
-/// longest time between two replies, or what else it got.
-fn count_up(port: u16, keys: &[String], stop: &AtomicBool) -> Result<Duration, String> {
+/// rounds and the longest time between two replies, or the error that it got. A wrong number is
+/// never excused.
+fn count_up(port: u16, keys: &[String], stop: &AtomicBool) -> Result<(i64, Duration), String> {
     // Without this one the others need not go on.
     let _stopping = SetOnDrop(stop);
     let mut client = Client::connect(port).expect("the node serves");
@@ -194,14 +195,15 @@ fn count_up(port: u16, keys: &[String], stop: &AtomicBool) -> Result<Duration, S
         count += 1;
         for key in keys {
             let reply = client.call(&["INCR", key]).expect("a reply");
-            if reply != Reply::Integer(count) {
-                return Err(format!("{key} through {port}: {reply:?}"));
+            if let Reply::Error(why) = reply {
+                return Err(format!("{key} through {port}: {why}"));
             }
+            assert_eq!(reply, Reply::Integer(count), "{key} through {port}");
             gap = gap.max(last.elapsed());
             last = Instant::now();
         }
     }
-    Ok(gap)
+    Ok((count, gap))
 }
 
 /// Tells a node to stop while clients of the other nodes write, and starts it again: what they have
@@ -240,7 +242,8 @@ fn stop_under_load(cluster: &mut Cluster, victim: usize, prefix: &str) -> Result
     cluster.nodes[victim].start();
     cluster.wait_until_ready();
     for gap in gaps {
-        let gap = gap?;
+        let (count, gap) = gap?;
+        assert!(count > 10, "node {victim}: {count} rounds");
         if gap >= HAND_OVER_GAP_MAX {
             return Err(format!("nothing for {gap:?}"));
         }
