@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use coracle_engine::{Core, CoreAddr, Recovery};
-use coracle_raft::{Place, Record};
+use coracle_raft::{GroupId, LogPosition, Place, Record};
 use coracle_wal::{
     Brief, CheckpointReport, Identity, Options, RealDisk, RecoveryReport, Visitor, Wal,
 };
@@ -101,6 +101,10 @@ impl Visitor for Collect<'_> {
     fn brief(&mut self, brief: &Brief) -> bool {
         let Brief { place, group, position, bytes_behind, .. } = *brief;
         self.0.brief(place, group, position, bytes_behind)
+    }
+
+    fn lost(&mut self, _: Place, group: GroupId, position: LogPosition) {
+        self.0.mark_damaged(group, format!("entry {} is lost", position.index));
     }
 }
 

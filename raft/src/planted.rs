@@ -224,6 +224,9 @@ bugs! {
          et al., FAST 2018).";
     DamageNotReported "damage-not-reported"
         "A group that lost records to damage takes part as if it were whole (etcd#14102).";
+    EchoedVoteDropped "echoed-vote-dropped"
+        "A vote that stood in a damaged batch is not taken from the batch that repeats it \
+         (Alagappan et al., FAST 2018).";
 
     // Checkpoint files.
     CheckpointRenamedBeforeSync "checkpoint-renamed-before-sync"

@@ -1,7 +1,7 @@
 //! Processes end and start again.
 
 use coracle_engine::{Core, CoreConfig, Effects, Recovery};
-use coracle_raft::{Place, Record};
+use coracle_raft::{GroupId, LogPosition, Place, Record};
 use coracle_wal::{Brief, Identity, Options, Visitor};
 
 use crate::disk::SimDisk;
@@ -311,6 +311,10 @@ impl Visitor for Collect<'_> {
 
     fn brief(&mut self, brief: &Brief) -> bool {
         self.0.brief(brief.place, brief.group, brief.position, brief.bytes_behind)
+    }
+
+    fn lost(&mut self, _: Place, group: GroupId, position: LogPosition) {
+        self.0.mark_damaged(group, format!("entry {} is lost", position.index));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Batches: records go in, one write comes out, and its completion makes them durable.
 
 use std::io;
+use std::mem;
 
 use coracle_raft::{BatchSeq, Bug, GroupId, Payload, Place, Record, planted};
 use coracle_ring::AlignedBuf;
@@ -39,7 +40,7 @@ pub(crate) struct Batch {
     pub(crate) lsn: Lsn,
     /// Bytes used; the header's are counted from the start.
     pub(crate) used: usize,
-    /// Bytes it may use.
+    /// Bytes it may use, the echo of the batch before it apart.
     limit: usize,
     salt: u64,
     seed: u32,
@@ -155,7 +156,10 @@ impl<D: Disk> Wal<D> {
         }
         let segment = self.closed.front().or(self.open.as_ref())?.segment;
         self.file(segment)?;
-        let batch = self.closed.pop_front().or_else(|| self.open.take())?;
+        if self.closed.is_empty() {
+            self.close();
+        }
+        let batch = self.closed.pop_front()?;
         Some(self.seal(batch))
     }
 
@@ -251,15 +255,12 @@ impl<D: Disk> Wal<D> {
             offset: batch.offset,
             len,
             end: batch.lsn.plus(len as u64),
-            has_records: batch.count > 0,
+            // Its echo apart.
+            has_records: batch.count > 1,
             recorded: self.durable,
             promise: batch.promise,
             done: false,
         });
-        if self.open.as_ref().is_none() && self.closed.is_empty() {
-            // The place after this batch is known only now: it may have had room left.
-            self.next_offset = batch.offset + len as u64;
-        }
         WriteOp {
             id: self.next_id,
             segment: batch.segment,
@@ -301,6 +302,7 @@ impl<D: Disk> Wal<D> {
             lsn: batch.lsn.plus(batch.used as u64),
         };
         batch.put(&header, bytes, size);
+        self.told.push(&header);
         let segment = batch.segment;
         let mut used_more = 0;
         match kind {
@@ -320,7 +322,9 @@ impl<D: Disk> Wal<D> {
                 }
             }
             RecordKind::Value => {}
-            RecordKind::LogStart { .. } => unreachable!("it is of no group, see put_log_start"),
+            RecordKind::LogStart { .. } | RecordKind::Echo { .. } => {
+                unreachable!("they are of no group, see put_log_start and close")
+            }
         }
         if used_more > 0 {
             self.segment_mut(segment).expect("a batch lies in a known segment").groups += 1;
@@ -350,25 +354,48 @@ impl<D: Disk> Wal<D> {
         if self.open.as_ref().is_some_and(|batch| batch.used + size <= batch.limit) {
             return;
         }
-        if let Some(batch) = self.open.take() {
-            self.next_offset = batch.offset + aligned(batch.used as u64);
-            self.closed.push_back(batch);
-        }
-        let needed = aligned((BATCH_HEADER_BYTES + size) as u64);
+        self.close();
+        let echo = record_bytes(self.echo.1.encoded_bytes());
+        // A segment starts with a record of its own.
+        let log_start = if self.restating { RECORD_HEADER_BYTES } else { 0 };
+        let needed = aligned((BATCH_HEADER_BYTES + log_start + size + echo) as u64);
         if self.active.is_none() || self.remaining() < needed {
             self.roll();
             // What was written again may have left a batch open, with room or not.
             return self.ensure_room(size);
         }
         let wanted = needed.max(self.options.batch_bytes_max as u64 & !(BLOCK_BYTES as u64 - 1));
-        let limit = wanted.min(self.remaining()) as usize;
-        self.open_batch(limit);
+        let bytes = wanted.min(self.remaining()) as usize;
+        self.open_batch(bytes, bytes - echo);
     }
 
-    fn open_batch(&mut self, limit: usize) {
+    /// Ends the open batch, if there is one, with the echo of the one before it.
+    fn close(&mut self) {
+        let Some(mut batch) = self.open.take() else { return };
+        let (of, echo) = &mut self.echo;
+        let mut payload = mem::take(&mut self.echo_bytes);
+        echo.encode(&mut payload);
+        let header = RecordHeader {
+            group: GroupId::new(0),
+            seq: 0,
+            kind: RecordKind::Echo { of: *of, whole: echo.is_whole() },
+            payload_len: payload.len() as u32,
+            payload_crc: crc32c::crc32c(&payload),
+            offset: batch.used as u32,
+        };
+        batch.put(&header, &payload, record_bytes(payload.len()));
+        self.echo_bytes = payload;
+        *of = batch.lsn;
+        mem::swap(echo, &mut self.told);
+        self.told.clear();
+        self.next_offset = batch.offset + aligned(batch.used as u64);
+        self.closed.push_back(batch);
+    }
+
+    fn open_batch(&mut self, bytes: usize, limit: usize) {
         let id = self.active.expect("a segment is active before a batch is opened");
         let header = self.segment(id).expect("the active segment is known").header;
-        let buffer = self.buffer(limit);
+        let buffer = self.buffer(bytes);
         let lsn = header.first_lsn.plus(self.next_offset);
         self.open = Some(Batch {
             buffer,

@@ -36,6 +36,7 @@ const KIND_PURGE: u8 = 4;
 const KIND_RESET: u8 = 5;
 const KIND_VALUE: u8 = 6;
 const KIND_LOG_START: u8 = 7;
+const KIND_ECHO: u8 = 8;
 
 const _: () =
     assert!(RECORD_HEADER_BYTES.is_multiple_of(8) && BATCH_HEADER_BYTES.is_multiple_of(8));
@@ -181,6 +182,12 @@ impl BatchHeader {
         put_u32(out, BATCH_HEADER_BYTES - 4, crc);
     }
 
+    /// Reads the head of a batch of which only the place in the file is known.
+    pub(crate) fn decode_anywhere(bytes: &[u8]) -> Option<Self> {
+        let head = bytes.first_chunk::<BATCH_HEADER_BYTES>()?;
+        Self::decode(bytes, u64_at(head, 8), Lsn(u64_at(head, 16)))
+    }
+
     /// Reads the head of a batch that must stand at `lsn` in a segment with this salt.
     pub(crate) fn decode(bytes: &[u8], salt: u64, lsn: Lsn) -> Option<Self> {
         let bytes = bytes.first_chunk::<BATCH_HEADER_BYTES>()?;
@@ -239,6 +246,61 @@ pub(crate) enum RecordKind {
     LogStart {
         segment: u64,
     },
+    /// What stands in the batch at `of`, the one before this one, without the contents: see
+    /// [`crate::echo`]. The last record of each batch; of no group, and without a number. Without
+    /// `whole` that batch had too many records to be told.
+    Echo {
+        of: Lsn,
+        whole: bool,
+    },
+}
+
+impl RecordKind {
+    /// As the bytes for kind and detail, and two numbers.
+    pub(crate) const fn to_raw(self) -> (u8, u8, u64, u64) {
+        match self {
+            Self::Entry { kind, position } => {
+                (KIND_ENTRY, entry_kind_byte(kind), position.term.get(), position.index.get())
+            }
+            Self::HardState(HardState { term, vote }) => match vote {
+                Some(vote) => (KIND_HARD_STATE, 1, term.get(), vote.get() as u64),
+                None => (KIND_HARD_STATE, 0, term.get(), 0),
+            },
+            Self::State => (KIND_STATE, 0, 0, 0),
+            Self::Purge { base, restart } => {
+                (KIND_PURGE, restart as u8, base.term.get(), base.index.get())
+            }
+            Self::Reset => (KIND_RESET, 0, 0, 0),
+            Self::Value => (KIND_VALUE, 0, 0, 0),
+            Self::LogStart { segment } => (KIND_LOG_START, 0, 0, segment),
+            Self::Echo { of, whole } => (KIND_ECHO, whole as u8, 0, of.get()),
+        }
+    }
+
+    /// The other way; `None` for what no record says.
+    pub(crate) fn from_raw((kind, detail, term, index): (u8, u8, u64, u64)) -> Option<Self> {
+        let position = LogPosition { term: Term::new(term), index: LogIndex::new(index) };
+        Some(match (kind, detail) {
+            (KIND_ENTRY, detail) => Self::Entry { kind: entry_kind_of_byte(detail)?, position },
+            (KIND_HARD_STATE, 0) => Self::HardState(HardState { term: position.term, vote: None }),
+            (KIND_HARD_STATE, 1) => {
+                let vote = NodeId::new(u32::try_from(index).ok()?);
+                Self::HardState(HardState { term: position.term, vote: Some(vote) })
+            }
+            (KIND_STATE, 0) => Self::State,
+            (KIND_PURGE, detail @ 0..=1) => Self::Purge { base: position, restart: detail == 1 },
+            (KIND_RESET, 0) => Self::Reset,
+            (KIND_VALUE, 0) => Self::Value,
+            (KIND_LOG_START, 0) => Self::LogStart { segment: index },
+            (KIND_ECHO, detail @ 0..=1) => Self::Echo { of: Lsn(index), whole: detail == 1 },
+            _ => return None,
+        })
+    }
+
+    /// Whether the record is about the log itself, not about a group.
+    pub(crate) const fn is_of_no_group(&self) -> bool {
+        matches!(self, Self::LogStart { .. } | Self::Echo { .. })
+    }
 }
 
 /// The head of a record.
@@ -257,24 +319,7 @@ pub(crate) struct RecordHeader {
 impl RecordHeader {
     /// Writes the header and returns its checksum.
     pub(crate) fn encode(&self, seed: u32, out: &mut [u8; RECORD_HEADER_BYTES]) -> u32 {
-        let (kind, detail, term, index) = match self.kind {
-            RecordKind::Entry { kind, position } => {
-                (KIND_ENTRY, entry_kind_byte(kind), position.term.get(), position.index.get())
-            }
-            RecordKind::HardState(HardState { term, vote }) => (
-                KIND_HARD_STATE,
-                u8::from(vote.is_some()),
-                term.get(),
-                u64::from(vote.map_or(0, NodeId::get)),
-            ),
-            RecordKind::State => (KIND_STATE, 0, 0, 0),
-            RecordKind::Purge { base, restart } => {
-                (KIND_PURGE, u8::from(restart), base.term.get(), base.index.get())
-            }
-            RecordKind::Reset => (KIND_RESET, 0, 0, 0),
-            RecordKind::Value => (KIND_VALUE, 0, 0, 0),
-            RecordKind::LogStart { segment } => (KIND_LOG_START, 0, 0, segment),
-        };
+        let (kind, detail, term, index) = self.kind.to_raw();
         put_u16(out, 0, RECORD_MAGIC);
         out[2] = kind;
         out[3] = detail;
@@ -301,30 +346,8 @@ impl RecordHeader {
         {
             return None;
         }
-        let position = LogPosition {
-            term: Term::new(u64_at(bytes, 16)),
-            index: LogIndex::new(u64_at(bytes, 24)),
-        };
-        let kind = match (bytes[2], bytes[3]) {
-            (KIND_ENTRY, detail) => {
-                RecordKind::Entry { kind: entry_kind_of_byte(detail)?, position }
-            }
-            (KIND_HARD_STATE, 0) => {
-                RecordKind::HardState(HardState { term: position.term, vote: None })
-            }
-            (KIND_HARD_STATE, 1) => {
-                let vote = NodeId::new(u32::try_from(position.index.get()).ok()?);
-                RecordKind::HardState(HardState { term: position.term, vote: Some(vote) })
-            }
-            (KIND_STATE, 0) => RecordKind::State,
-            (KIND_PURGE, detail @ 0..=1) => {
-                RecordKind::Purge { base: position, restart: detail == 1 }
-            }
-            (KIND_RESET, 0) => RecordKind::Reset,
-            (KIND_VALUE, 0) => RecordKind::Value,
-            (KIND_LOG_START, 0) => RecordKind::LogStart { segment: u64_at(bytes, 24) },
-            _ => return None,
-        };
+        let raw = (bytes[2], bytes[3], u64_at(bytes, 16), u64_at(bytes, 24));
+        let kind = RecordKind::from_raw(raw)?;
         let header = Self {
             group: GroupId::new(u32_at(bytes, 4)),
             seq: u64_at(bytes, 8),
@@ -366,7 +389,9 @@ impl RecordHeader {
             RecordKind::State => Record::State { group, payload: owned(payload) },
             RecordKind::Purge { base, .. } => Record::Purge { group, base },
             RecordKind::Value => Record::Value { group, payload: owned(payload) },
-            RecordKind::Reset | RecordKind::LogStart { .. } => return None,
+            RecordKind::Reset | RecordKind::LogStart { .. } | RecordKind::Echo { .. } => {
+                return None;
+            }
         })
     }
 }

@@ -48,8 +48,15 @@ pub(crate) struct Run {
     pub(crate) batch: u32,
     /// First byte of the first record, relative to the batch.
     pub(crate) start: u32,
-    /// End of the last record, relative to the batch.
+    /// End of the last record, relative to the batch; `start` if nothing can be read.
     pub(crate) end: u32,
+}
+
+impl Run {
+    /// Whether the entries stood in a place that is damaged: they cannot be read.
+    pub(crate) const fn is_lost(&self) -> bool {
+        self.start == self.end
+    }
 }
 
 /// Where one record was put.
@@ -111,6 +118,8 @@ impl Group {
     }
 
     /// Takes note of an entry. Returns whether the segment is newly used by this group.
+    ///
+    /// One that was lost has no length: all that is known of it is that it stood in this batch.
     pub(crate) fn entry_put(&mut self, position: LogPosition, spot: Spot) -> bool {
         let LogPosition { term, index } = position;
         let follows = index == self.last.next() && !self.runs.is_empty();
@@ -128,9 +137,10 @@ impl Group {
                     && run.segment == spot.segment
                     && run.batch == spot.batch
                     && run.term == term
+                    && run.is_lost() == (spot.len == 0)
                     && run.end - run.start < RUN_BYTES_MAX =>
             {
-                run.end = spot.offset + spot.len;
+                run.end = if run.is_lost() { run.start } else { spot.offset + spot.len };
             }
             _ => self.runs.push_back(Run {
                 first: index,

@@ -33,6 +33,7 @@ macro_rules! failpoint {
 mod batch;
 mod checkpoint;
 mod disk;
+mod echo;
 mod error;
 mod format;
 mod groups;
@@ -64,8 +65,8 @@ pub use options::{Identity, Options, OptionsError};
 pub use read::ReadOp;
 pub use real::{OpenError, RealDisk};
 pub use recovery::{
-    Brief, Damage, DamageKind, Examination, Found, RecoveryReport, Torn, ValueError, Visitor,
-    inspect, recover, recover_into,
+    Brief, Damage, DamageKind, Examination, Found, LostEntry, RecoveryReport, Torn, ValueError,
+    Visitor, inspect, inspect_into, recover, recover_into,
 };
 pub use segment::{SegmentDone, SegmentId, SegmentTask};
 pub use sweep::{ScanRead, Scanned};

@@ -4,7 +4,8 @@ use std::fmt;
 
 use coracle_raft::NodeId;
 
-use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, RECORD_HEADER_BYTES, aligned};
+use crate::echo::PART_BYTES;
+use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, RECORD_HEADER_BYTES, aligned, record_bytes};
 
 /// Whose log it is. Stored in each segment, so that a directory put in the wrong place is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,13 +116,24 @@ impl Options {
             BATCH_HEADER_BYTES as u64 + self.groups_max as u64 * RESTATED_BYTES_PER_GROUP;
         // Where the log starts is said there too.
         let restated = aligned(restated + RECORD_HEADER_BYTES as u64);
+        let echo = record_bytes(self.echo_parts_max() * PART_BYTES);
         // Restated records may be split over several batches, each rounded up to a block.
-        let batches = restated / self.batch_bytes_max as u64 + 1;
-        let used = BLOCK_BYTES as u64 + restated + batches * BLOCK_BYTES as u64;
+        let batch_bytes = (self.batch_bytes_max - echo.min(self.batch_bytes_max / 2)) as u64;
+        let batches = restated / batch_bytes + 1;
+        let used = BLOCK_BYTES as u64 + restated + batches * (BLOCK_BYTES + echo) as u64;
         (self.segment_bytes.saturating_sub(used) as usize)
-            .saturating_sub(BATCH_HEADER_BYTES + RECORD_HEADER_BYTES + 8)
+            .saturating_sub(BATCH_HEADER_BYTES + RECORD_HEADER_BYTES + 8 + echo)
+    }
+
+    /// Parts of a batch that the next one repeats, at most: never more than a small part of a
+    /// segment.
+    pub(crate) fn echo_parts_max(&self) -> usize {
+        (self.segment_bytes as usize / 64 / PART_BYTES).min(ECHO_PARTS_MAX)
     }
 }
+
+/// A batch of more parts is not repeated.
+const ECHO_PARTS_MAX: usize = 512;
 
 /// Default of [`Options::recovery_headers_max`].
 pub(crate) const RECOVERY_HEADERS_MAX: usize = 1 << 20;

@@ -35,7 +35,8 @@ impl<D: Disk> Wal<D> {
     /// `bytes_max` (at least one). Do them, then [`Wal::decode_entries`].
     ///
     /// # Errors
-    /// [`LoadError::Missing`] or [`LoadError::NotDurable`], if there is not even the first entry.
+    /// [`LoadError::Missing`], [`LoadError::NotDurable`] or, for an entry that recovery found
+    /// lost, [`LoadError::Damaged`], if there is not even the first entry.
     pub fn locate(
         &self,
         group: GroupId,
@@ -57,6 +58,13 @@ impl<D: Disk> Wal<D> {
             if !durable {
                 if ops.is_empty() {
                     return Err(LoadError::NotDurable { group, first });
+                }
+                break;
+            }
+            if run.is_lost() {
+                if ops.is_empty() {
+                    let file = self.file_name(run.segment);
+                    return Err(LoadError::Damaged { file, offset: u64::from(run.batch) });
                 }
                 break;
             }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::store::{Store, len, name, small};
-use common::{Models, Rig, entry, group, purge, state, value, vote};
+use common::{Models, Rig, entry, purge, state, value, vote};
 use coracle_raft::Place;
 use coracle_wal::{Disk, DiskOp, LoadError, MemDisk, Unsynced};
 
@@ -196,13 +196,14 @@ fn every_flipped_byte_of_a_value_segment_harms_only_values() {
 #[test]
 fn value_segment_without_a_header_is_told_and_harms_no_group() {
     type Harm = fn(&MemDisk, &str);
-    let harms: [(&str, Harm, bool); 5] = [
+    let harms: [(&str, Harm, bool); 6] = [
         (
-            "both copies",
-            |disk, file| [20, 2068].into_iter().for_each(|at| disk.flip(file, at, 1)),
+            "both copies and the first batch",
+            |disk, file| [20, 2068, 4116].into_iter().for_each(|at| disk.flip(file, at, 1)),
             true,
         ),
-        ("unreadable", |disk, file| disk.make_unreadable(file, 0..4096), true),
+        ("unreadable", |disk, file| disk.make_unreadable(file, 0..8192), true),
+        ("header only", |disk, file| disk.make_unreadable(file, 0..4096), false),
         ("zeros", |disk, file| disk.set_contents(file, vec![0; 32 << 10]), true),
         ("empty", |disk, file| disk.set_contents(file, Vec::new()), true),
         ("content", |disk, file| disk.make_unreadable(file, 4096..32 << 10), false),
@@ -459,14 +460,18 @@ fn without_start(disk: &MemDisk, file: &str) {
     disk.set_contents(file, bytes);
 }
 
-/// A lost value in the log proper is a loss of its group, as everything else there.
+/// A value that is lost in the log proper harms no group either: who needs it fetches it.
 #[test]
-fn damaged_value_in_the_log_proper_names_its_group() {
+fn damaged_value_in_the_log_proper_harms_only_itself() {
     let mut store = Store::new();
     store.commit(&[vote(1, 1, 1), value(2, &[4; 500])]);
     store.commit(&[vote(1, 2, 1), vote(2, 2, 1)]);
     store.rig.idle();
-    store.rig.disk.flip(&name(1), store.all[1].0.offset() as usize + 100, 1);
+    let place = store.all[1].0;
+    store.rig.disk.flip(&name(1), place.offset() as usize + 100, 1);
     let again = store.reopen();
-    assert_eq!(again.rig.report.damaged.keys().copied().collect::<Vec<_>>(), [group(2)]);
+    assert!(again.rig.report.is_clean(), "{:?}", again.rig.report);
+    assert_eq!(again.rig.report.restored, 1);
+    let read = again.rig.read(place, 500);
+    assert!(matches!(read, Err(LoadError::Damaged { .. })), "{read:?}");
 }

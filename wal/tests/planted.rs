@@ -99,16 +99,51 @@ fn the_last_write_is_torn() {
 fn an_old_record_rots() {
     let rig = flipped(1, true);
     let again = Rig::reopen(&rig.disk);
-    assert!(again.report.is_damaged(group(2)), "lost and not told: {:?}", again.report);
-    assert!(!again.report.is_damaged(group(1)), "{:?}", again.report);
+    assert_eq!(lost(&again, 2), [1], "lost and not told: {:?}", again.report);
+    assert_eq!(lost(&again, 1), [0; 0], "{:?}", again.report);
     assert_eq!(again.models().group(1).entries.len(), 1, "the other group lost its entry");
+}
+
+/// The entries of a group that are known to be lost.
+fn lost(rig: &Rig, of: u32) -> Vec<u64> {
+    assert!(rig.report.damaged.is_empty(), "{:?}", rig.report);
+    let lost = rig.report.lost_entries.get(&group(of)).into_iter().flatten();
+    lost.map(|lost| lost.position.index.get()).collect()
+}
+
+/// Of a batch that is gone as a whole, terms and votes come back.
+fn a_batch_is_lost() {
+    let mut rig = Rig::new();
+    rig.commit(&[vote(1, 1, 1), entry(2, 1, 1, 20)]);
+    rig.commit(&[vote(1, 2, 3), entry(1, 2, 1, 20)]);
+    rig.commit(&[entry(2, 1, 2, 20)]);
+    rig.idle();
+    rig.disk.make_unreadable("0000000001.seg", 4096 * 2..4096 * 3);
+    let again = Rig::reopen(&rig.disk);
+    assert_eq!((lost(&again, 1), lost(&again, 2)), (vec![1], vec![]));
+    let hard_state = again.models().group(1).hard_state.expect("it voted");
+    assert_eq!(hard_state.term.get(), 2, "the vote is forgotten");
 }
 
 /// An acknowledged batch that rots is not taken for a torn one once the log has said so.
 fn the_last_record_rots() {
     let rig = flipped(3, true);
     let again = Rig::reopen(&rig.disk);
+    assert_eq!(lost(&again, 2), [2], "lost and not told: {:?}", again.report);
+}
+
+/// Nobody tells what stood in the first of two lost batches, so its groups are damaged.
+fn two_batches_in_a_row_are_lost() {
+    let mut rig = Rig::new();
+    rig.commit(&[entry(1, 1, 1, 20)]);
+    rig.commit(&[entry(2, 1, 1, 20)]);
+    rig.commit(&[entry(1, 1, 2, 20)]);
+    rig.commit(&[entry(2, 1, 2, 20), entry(1, 1, 3, 20)]);
+    rig.idle();
+    rig.disk.make_unreadable("0000000001.seg", 4096 * 2..4096 * 4);
+    let again = Rig::reopen(&rig.disk);
     assert!(again.report.is_damaged(group(2)), "lost and not told: {:?}", again.report);
+    assert!(!again.report.is_damaged(group(1)), "{:?}", again.report);
 }
 
 fn checkpoint(disk: &MemDisk, number: u64) {
@@ -197,7 +232,8 @@ fn scenarios_find_planted_bugs() {
         (Bug::TornTailTakenForDamage, the_last_write_is_torn),
         (Bug::DamageTakenForTornTail, an_old_record_rots),
         (Bug::WatermarkNotWritten, the_last_record_rots),
-        (Bug::DamageNotReported, an_old_record_rots),
+        (Bug::DamageNotReported, two_batches_in_a_row_are_lost),
+        (Bug::EchoedVoteDropped, a_batch_is_lost),
         (Bug::CheckpointRenamedBeforeSync, power_fails_after_a_checkpoint),
         (Bug::CheckpointRemovesBoth, a_checkpoint_rots),
         (Bug::LogStartTooLate, the_log_starts_later),

@@ -1,8 +1,9 @@
 //! Third step: the records, in log order.
 
-use coracle_raft::{BatchSeq, EntryKind, GroupId, HardState, Place, Record};
+use coracle_raft::{BatchSeq, Bug, EntryKind, GroupId, HardState, Place, Record, planted};
 
 use super::evidence::{Evidence, GroupEvidence, each_piece};
+use super::restore::Restored;
 use super::salvage::Piece;
 use super::scan::{Reader, Span, Survey};
 use super::visit::{Brief, Visitor};
@@ -28,8 +29,14 @@ pub(crate) fn deliver<D: Disk>(
 ) -> Result<Delivered, RecoverError> {
     let mut delivered = Delivered::default();
     let end = survey.spans.last().map_or(Lsn::ZERO, |span| span.lsn.plus(span.end - span.offset));
-    for span in &survey.spans {
+    for (at, span) in survey.spans.iter().enumerate() {
         let home = Home { survey, span, end };
+        if let Some(records) = evidence.restored.get(&at) {
+            for record in records {
+                delivered.restored(reader, record, &home, evidence, visitor)?;
+            }
+            continue;
+        }
         if let Some(headers) = survey.noted(span) {
             for header in headers {
                 let Some(spot) = delivered.place(header, &home, evidence, visitor) else {
@@ -44,7 +51,10 @@ pub(crate) fn deliver<D: Disk>(
             continue;
         }
         each_piece(reader, survey, span, &mut |piece| {
-            let Piece::Record { header, payload, payload_ok: true } = piece else { return };
+            let Piece::Record { header, payload, payload_ok } = piece else { return };
+            if !payload_ok {
+                return delivered.lost(&header, &home, evidence, visitor);
+            }
             let Some(spot) = delivered.place(&header, &home, evidence, visitor) else { return };
             if spot.len as usize == RECORD_HEADER_BYTES || !home.brief(&header, &spot, visitor) {
                 hand_out(&header, payload, &spot, visitor);
@@ -130,18 +140,29 @@ impl Delivered {
         evidence: &Evidence,
         visitor: &mut dyn Visitor,
     ) -> Option<Spot> {
-        if matches!(header.kind, RecordKind::LogStart { .. }) {
-            return None;
-        }
-        let proof = evidence.groups.get(&header.group)?;
         let spot = home.spot(header);
+        self.put(header, spot, evidence, visitor).then_some(spot)
+    }
+
+    /// As [`Delivered::place`], wherever it stands. Returns whether it counts.
+    fn put(
+        &mut self,
+        header: &RecordHeader,
+        spot: Spot,
+        evidence: &Evidence,
+        visitor: &mut dyn Visitor,
+    ) -> bool {
+        if header.kind.is_of_no_group() {
+            return false;
+        }
+        let Some(proof) = evidence.groups.get(&header.group) else { return false };
         if spot.lsn < proof.void_before {
-            return None;
+            return false;
         }
         let group =
             self.groups.entry(header.group).or_insert_with(|| begin(header.group, proof, visitor));
         if !counts(header, spot.lsn, proof, group.hard_state) {
-            return None;
+            return false;
         }
         let newly_used = match header.kind {
             RecordKind::Entry { position, .. } => group.entry_put(position, spot),
@@ -153,12 +174,58 @@ impl Delivered {
             RecordKind::Value
             | RecordKind::Purge { .. }
             | RecordKind::Reset
-            | RecordKind::LogStart { .. } => false,
+            | RecordKind::LogStart { .. }
+            | RecordKind::Echo { .. } => false,
         };
         if newly_used {
             self.uses.push(spot.segment);
         }
-        Some(spot)
+        true
+    }
+
+    /// An entry was here whose content is lost.
+    fn lost(
+        &mut self,
+        header: &RecordHeader,
+        home: &Home<'_>,
+        evidence: &Evidence,
+        visitor: &mut dyn Visitor,
+    ) {
+        let RecordKind::Entry { position, .. } = header.kind else { return };
+        let spot = Spot { len: 0, ..home.spot(header) };
+        if self.put(header, spot, evidence, visitor) {
+            visitor.lost(spot.place(), header.group, position);
+        }
+    }
+
+    /// A record of a damaged place.
+    fn restored<D: Disk>(
+        &mut self,
+        reader: &mut Reader<'_, D>,
+        record: &Restored,
+        home: &Home<'_>,
+        evidence: &Evidence,
+        visitor: &mut dyn Visitor,
+    ) -> Result<(), RecoverError> {
+        let Restored { header, is_found, whole } = record;
+        let is_vote = matches!(header.kind, RecordKind::HardState(_));
+        if is_vote && planted(Bug::EchoedVoteDropped) {
+            return Ok(());
+        }
+        if !whole {
+            self.lost(header, home, evidence, visitor);
+            return Ok(());
+        }
+        let mut spot = home.spot(header);
+        if !is_found {
+            spot.len = 0;
+        }
+        if !self.put(header, spot, evidence, visitor) {
+            return Ok(());
+        }
+        let payload = reload(reader, home.survey, home.span, header)?;
+        hand_out(header, payload, &spot, visitor);
+        Ok(())
     }
 }
 
@@ -183,13 +250,15 @@ fn counts(
     let before_loss = proof.first_loss().is_none_or(|loss| lsn < loss.lsn);
     match header.kind {
         RecordKind::Entry { position, .. } => {
-            let skipped = proof.skipped.iter().any(|&(from, to)| lsn > from && lsn < to);
             let purged = proof.base.is_some_and(|base| position.index <= base.index);
-            before_loss && !skipped && !purged && lsn >= proof.entries_from
+            before_loss && !purged && lsn >= proof.entries_from
         }
         RecordKind::State | RecordKind::Value => before_loss,
         // Written again at each segment start, mostly unchanged.
         RecordKind::HardState(newer) => hard_state != Some(newer),
-        RecordKind::Purge { .. } | RecordKind::Reset | RecordKind::LogStart { .. } => false,
+        RecordKind::Purge { .. }
+        | RecordKind::Reset
+        | RecordKind::LogStart { .. }
+        | RecordKind::Echo { .. } => false,
     }
 }

@@ -1,14 +1,16 @@
 //! Second step: which groups lost something.
 //!
-//! Every record carries the number of records its group had before it. A place where records are
-//! lost, nobody knows whose, therefore harms only the groups whose numbers have a gap there, and
-//! those that never wrote again.
+//! Mostly the next batch tells what stood in a damaged place; then nothing is lost but the contents
+//! of entries, values and states. If it does not: every record carries the number of records its
+//! group had before it. A place where records are lost, nobody knows whose, therefore harms only
+//! the groups whose numbers have a gap there, and those that never wrote again.
 
 use std::collections::BTreeMap;
 
-use coracle_raft::{Bug, GroupId, LogIndex, LogPosition, planted};
+use coracle_raft::{Bug, EntryKind, GroupId, LogIndex, LogPosition, planted};
 
-use super::report::{Damage, DamageKind, RecoveryReport};
+use super::report::{Damage, DamageKind, LostEntry, RecoveryReport};
+use super::restore::Restored;
 use super::salvage::{Frame, Piece, pieces};
 use super::scan::{Reader, Span, SpanKind, Survey};
 use crate::format::{Lsn, RecordHeader, RecordKind};
@@ -21,6 +23,8 @@ pub(crate) struct Evidence {
     pub(crate) groups: BTreeMap<GroupId, GroupEvidence>,
     /// Places where records of unknown groups were lost, in log order.
     pub(crate) events: Vec<Loss>,
+    /// What stood in damaged spans, by their index, if that is known.
+    pub(crate) restored: BTreeMap<usize, Vec<Restored>>,
     records: u64,
 }
 
@@ -42,10 +46,10 @@ pub(crate) struct GroupEvidence {
     runs: Vec<Run>,
     /// What stands before this is void.
     pub(crate) void_before: Lsn,
-    /// What it lost.
+    /// What it lost for good.
     pub(crate) losses: Vec<Loss>,
-    /// Between these positions entries follow on a lost one that was overwritten later.
-    pub(crate) skipped: Vec<(Lsn, Lsn)>,
+    /// Entries whose contents are lost.
+    lost_entries: Vec<LostEntry>,
     healed: u64,
 }
 
@@ -62,8 +66,6 @@ pub(crate) struct Loss {
     pub(crate) lsn: Lsn,
     pub(crate) segment: SegmentId,
     damage: Damage,
-    /// The entry that was lost, if it is known to be one.
-    entry: Option<LogIndex>,
 }
 
 impl GroupEvidence {
@@ -71,29 +73,37 @@ impl GroupEvidence {
     pub(crate) fn first_loss(&self) -> Option<&Loss> {
         self.losses.iter().min_by_key(|loss| loss.lsn)
     }
-
-    /// Whether records were lost of which it is not known what they were.
-    pub(crate) fn lost_unknown(&self) -> bool {
-        self.losses.iter().any(|loss| loss.entry.is_none())
-    }
 }
 
 /// Walks over everything that is kept.
 pub(crate) fn gather<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
+    restored: BTreeMap<usize, Vec<Restored>>,
     report: &mut RecoveryReport,
 ) -> Result<Evidence, RecoverError> {
     let mut evidence = Evidence::default();
-    for span in &survey.spans {
+    for (at, span) in survey.spans.iter().enumerate() {
         let segment = &survey.segments[span.segment];
         let file = reader.disk.display(&segment.name);
         let loss_at = |offset: u64, kind| Loss {
             lsn: segment.first_lsn.plus(offset),
             segment: segment.id,
             damage: Damage { file: file.clone(), offset, kind },
-            entry: None,
         };
+        if let Some(records) = restored.get(&at) {
+            report.restored += 1;
+            for Restored { header, is_found, whole } in records {
+                let offset = span.offset + u64::from(header.offset);
+                let loss = || match is_found {
+                    true => loss_at(offset, DamageKind::Payload),
+                    false => loss_at(span.offset, DamageKind::Batch),
+                };
+                let lsn = segment.first_lsn.plus(offset);
+                evidence.record(header, *whole, lsn, &loss);
+            }
+            continue;
+        }
         match span.kind {
             SpanKind::Blind => {
                 evidence.events.push(loss_at(0, DamageKind::Segment));
@@ -124,6 +134,7 @@ pub(crate) fn gather<D: Disk>(
         })?;
     }
     evidence.finish(report);
+    evidence.restored = restored;
     Ok(evidence)
 }
 
@@ -160,8 +171,7 @@ impl Evidence {
         lsn: Lsn,
         loss: &dyn Fn() -> Loss,
     ) {
-        if matches!(header.kind, RecordKind::LogStart { .. }) {
-            // Of no group.
+        if header.kind.is_of_no_group() {
             return;
         }
         self.records += u64::from(payload_ok);
@@ -182,19 +192,14 @@ impl Evidence {
             group.entry(position.index, lsn);
         }
         if !payload_ok {
-            let entry = match header.kind {
-                RecordKind::Entry { position, .. } => Some(position.index),
-                _ => None,
-            };
-            group.losses.push(Loss { entry, ..loss() });
-            return;
+            return group.content_lost(header.kind, loss());
         }
         match header.kind {
             RecordKind::Purge { base, restart } => group.purged(base, restart, lsn),
             RecordKind::Reset => {
-                group.healed += group.losses.len() as u64;
+                group.healed += (group.losses.len() + group.lost_entries.len()) as u64;
                 group.losses.clear();
-                group.skipped.clear();
+                group.lost_entries.clear();
                 group.runs.clear();
                 group.last = LogIndex::ZERO;
                 group.base = None;
@@ -204,7 +209,8 @@ impl Evidence {
             | RecordKind::HardState(_)
             | RecordKind::State
             | RecordKind::Value
-            | RecordKind::LogStart { .. } => {}
+            | RecordKind::LogStart { .. }
+            | RecordKind::Echo { .. } => {}
         }
     }
 
@@ -222,6 +228,8 @@ impl Evidence {
                 losses.sort_by_key(|loss| loss.lsn);
                 let damages = losses.into_iter().map(|loss| loss.damage).collect();
                 report.damaged.insert(id, damages);
+            } else if !group.lost_entries.is_empty() {
+                report.lost_entries.insert(id, group.lost_entries.clone());
             }
         }
         report.unattributed = self.events.iter().map(|loss| loss.damage.clone()).collect();
@@ -245,15 +253,27 @@ impl GroupEvidence {
             self.runs.push(Run { first: index, lsn });
         }
         self.last = index;
-        let (skipped, healed) = (&mut self.skipped, &mut self.healed);
-        self.losses.retain(|loss| {
-            let dead = loss.entry.is_some_and(|lost| lost >= index);
-            if dead {
-                skipped.push((loss.lsn, lsn));
-                *healed += 1;
+        self.heal(|lost| lost < index);
+    }
+
+    /// A record is known to have stood here, but not its content.
+    fn content_lost(&mut self, kind: RecordKind, loss: Loss) {
+        match kind {
+            // The others have it, or will know that it never counted.
+            RecordKind::Entry { kind: EntryKind::Command | EntryKind::Empty, position } => {
+                self.lost_entries.push(LostEntry { position, damage: loss.damage });
             }
-            !dead
-        });
+            // Found and repaired by who needs it.
+            RecordKind::Value => {}
+            _ => self.losses.push(loss),
+        }
+    }
+
+    /// Only these of the lost entries matter.
+    fn heal(&mut self, matters: impl Fn(LogIndex) -> bool) {
+        let before = self.lost_entries.len();
+        self.lost_entries.retain(|lost| matters(lost.position.index));
+        self.healed += (before - self.lost_entries.len()) as u64;
     }
 
     fn purged(&mut self, base: LogPosition, restart: bool, lsn: Lsn) {
@@ -266,6 +286,7 @@ impl GroupEvidence {
             self.entries_from = lsn;
             self.runs.clear();
             self.last = base.index;
+            self.heal(|_| false);
         }
         let after = self.runs.partition_point(|run| run.first <= base.index);
         if let Some(home) = after.checked_sub(1) {
@@ -274,8 +295,6 @@ impl GroupEvidence {
             self.entries_from = self.entries_from.max(self.runs[home].lsn);
             self.runs.drain(..home);
         }
-        let before = self.losses.len();
-        self.losses.retain(|loss| loss.entry.is_none_or(|lost| lost > base.index));
-        self.healed += (before - self.losses.len()) as u64;
+        self.heal(|lost| lost > base.index);
     }
 }

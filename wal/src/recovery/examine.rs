@@ -12,7 +12,7 @@ use super::evidence::{self, each_piece};
 use super::report::{Damage, DamageKind, RecoveryReport};
 use super::salvage::Piece;
 use super::scan::{Reader, Span, SpanKind, Survey, walk};
-use super::start;
+use super::{restore, start};
 use crate::format::{RECORD_HEADER_BYTES, RecordKind, record_bytes};
 use crate::options::RECOVERY_HEADERS_MAX;
 use crate::value::self_located;
@@ -82,8 +82,9 @@ impl<'a, D: Disk> Examination<'a, D> {
     pub fn open(disk: &'a D, identity: Option<Identity>) -> Result<Self, RecoverError> {
         let mut report = RecoveryReport::default();
         let mut reader = Reader::new(disk, RECOVERY_HEADERS_MAX);
-        let survey = start::survey(&mut reader, identity, &mut report)?;
-        evidence::gather(&mut reader, &survey, &mut report)?;
+        let mut survey = start::survey(&mut reader, identity, &mut report)?;
+        let restored = restore::restore(&mut reader, &mut survey)?;
+        evidence::gather(&mut reader, &survey, restored, &mut report)?;
         report.unreadable_blocks = reader.unreadable_blocks();
         Ok(Self { reader, survey, report, files: BTreeMap::new() })
     }
@@ -95,7 +96,8 @@ impl<'a, D: Disk> Examination<'a, D> {
 
     /// Whose log it is, by the first segment that says so.
     pub fn identity(&self) -> Option<Identity> {
-        self.survey.segments.iter().find_map(|segment| Some(segment.header?.identity))
+        let headers = self.survey.segments.iter().filter(|segment| !segment.told_by_batch);
+        headers.filter_map(|segment| segment.header).map(|header| header.identity).next()
     }
 
     /// Length of all segment files.

@@ -12,6 +12,7 @@ mod evidence;
 mod examine;
 mod repair;
 mod report;
+mod restore;
 pub(crate) mod salvage;
 mod scan;
 mod start;
@@ -20,7 +21,7 @@ mod visit;
 use coracle_raft::{Place, Record};
 
 pub use examine::{Examination, Found, ValueError};
-pub use report::{Damage, DamageKind, RecoveryReport, Torn};
+pub use report::{Damage, DamageKind, LostEntry, RecoveryReport, Torn};
 pub use visit::{Brief, Visitor};
 
 use crate::options::RECOVERY_HEADERS_MAX;
@@ -62,8 +63,9 @@ pub fn recover_into<D: Disk>(
     options.validate()?;
     let mut report = RecoveryReport::default();
     let mut reader = scan::Reader::new(&disk, options.recovery_headers_max);
-    let survey = start::survey(&mut reader, Some(options.identity), &mut report)?;
-    let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
+    let mut survey = start::survey(&mut reader, Some(options.identity), &mut report)?;
+    let restored = restore::restore(&mut reader, &mut survey)?;
+    let evidence = evidence::gather(&mut reader, &survey, restored, &mut report)?;
     if evidence.groups.len() > options.groups_max {
         let (found, limit) = (evidence.groups.len(), options.groups_max);
         return Err(RecoverError::TooManyGroups { found, limit });
@@ -71,7 +73,9 @@ pub fn recover_into<D: Disk>(
     let groups = deliver::deliver(&mut reader, &survey, &evidence, visitor)?;
     report.unreadable_blocks = reader.unreadable_blocks();
     report.bytes_read = reader.bytes_read();
-    let wal = repair::open(disk.clone(), options, &survey, groups, &evidence, &mut report)?;
+    let echo = restore::last_batch(&mut reader, &survey, options.echo_parts_max())?;
+    let mut wal = repair::open(disk.clone(), options, &survey, groups, &evidence, &mut report)?;
+    wal.echo = (wal.prev, echo);
     Ok((wal, report))
 }
 
@@ -85,11 +89,24 @@ pub fn inspect<D: Disk>(
     identity: Option<Identity>,
     visit: &mut dyn FnMut(Place, Record),
 ) -> Result<RecoveryReport, RecoverError> {
+    inspect_into(disk, identity, &mut &mut *visit)
+}
+
+/// As [`inspect`], for who wants to know more: see [`Visitor`].
+///
+/// # Errors
+/// See [`RecoverError`].
+pub fn inspect_into<D: Disk>(
+    disk: &D,
+    identity: Option<Identity>,
+    visitor: &mut dyn Visitor,
+) -> Result<RecoveryReport, RecoverError> {
     let mut report = RecoveryReport::default();
     let mut reader = scan::Reader::new(disk, RECOVERY_HEADERS_MAX);
-    let survey = start::survey(&mut reader, identity, &mut report)?;
-    let evidence = evidence::gather(&mut reader, &survey, &mut report)?;
-    deliver::deliver(&mut reader, &survey, &evidence, &mut &mut *visit)?;
+    let mut survey = start::survey(&mut reader, identity, &mut report)?;
+    let restored = restore::restore(&mut reader, &mut survey)?;
+    let evidence = evidence::gather(&mut reader, &survey, restored, &mut report)?;
+    deliver::deliver(&mut reader, &survey, &evidence, visitor)?;
     report.unreadable_blocks = reader.unreadable_blocks();
     report.bytes_read = reader.bytes_read();
     Ok(report)

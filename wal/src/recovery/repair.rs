@@ -130,7 +130,7 @@ fn adopt<D: Disk>(wal: &mut Wal<D>, delivered: Delivered, evidence: &Evidence) {
         let group = wal.groups.entry(id).or_default();
         group.seq = proof.seq;
         group.pin = proof.losses.iter().map(|loss| loss.segment).min();
-        if proof.lost_unknown() {
+        if !proof.losses.is_empty() {
             group.seq += SEQ_JUMP;
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use coracle_raft::GroupId;
+use coracle_raft::{GroupId, LogPosition};
 
 use crate::Lsn;
 
@@ -29,9 +29,16 @@ pub struct RecoveryReport {
     /// A write that was in flight when the process or the power went: cut off. Nothing in it was
     /// ever acknowledged.
     pub torn: Option<Torn>,
-    /// Groups that lost records, or may have: they must not vote or lead before they are
-    /// repaired from their peers. See [`Wal::reset_group`](crate::Wal::reset_group).
+    /// Groups that lost records, or may have, of which it is not known what they said: they must
+    /// not vote or lead. See [`Wal::reset_group`](crate::Wal::reset_group).
     pub damaged: BTreeMap<GroupId, Vec<Damage>>,
+    /// Groups that lost nothing but the contents of these entries, which must come from other
+    /// replicas.
+    pub lost_entries: BTreeMap<GroupId, Vec<LostEntry>>,
+    /// Damaged batches of which the next one tells what stood there.
+    pub restored: u64,
+    /// Segments without a header whose first batch tells what it said.
+    pub headers_restored: u64,
     /// Damage of which it cannot be told whose records it hit. Groups with records after it are
     /// proven whole or listed in `damaged`; a group without any record in the log may have lost
     /// all of them here.
@@ -63,10 +70,19 @@ impl RecoveryReport {
             || (!self.unattributed.is_empty() && self.groups.binary_search(&group).is_err())
     }
 
-    /// Whether no group is damaged.
+    /// Whether no group is damaged or lost an entry.
     pub fn is_clean(&self) -> bool {
-        self.damaged.is_empty() && self.unattributed.is_empty()
+        self.damaged.is_empty() && self.unattributed.is_empty() && self.lost_entries.is_empty()
     }
+}
+
+/// An entry whose content is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostEntry {
+    /// What is known of it.
+    pub position: LogPosition,
+    /// Where it stood.
+    pub damage: Damage,
 }
 
 /// A write that was cut short.

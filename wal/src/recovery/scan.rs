@@ -28,8 +28,10 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 pub(crate) struct SegmentScan {
     pub(crate) id: SegmentId,
     pub(crate) name: String,
-    /// None if both copies are damaged.
+    /// None if both copies are damaged and the first batch does not tell either.
     pub(crate) header: Option<SegmentHeader>,
+    /// Both copies are damaged; `header` is what the first batch says.
+    pub(crate) told_by_batch: bool,
     pub(crate) first_lsn: Lsn,
     /// Positions it takes in the log.
     pub(crate) segment_bytes: u64,
@@ -279,17 +281,26 @@ fn open_segment<D: Disk>(
     let file = disk.open_for_scan(&name).map_err(|source| reader.error("open", &name, source))?;
     let file_bytes = disk.len(&file).map_err(|source| reader.error("measure", &name, source))?;
     let mut block = [0; BLOCK_BYTES];
-    // A header that cannot be read is as good as a damaged one.
-    let read = disk.read_at(&file, 0, &mut block).unwrap_or(0);
-    let header = match SegmentHeader::decode(&block[..read.min(BLOCK_BYTES)]) {
+    // What cannot be read is as good as damaged.
+    let mut read = |offset| {
+        let read = disk.read_at(&file, offset, &mut block).unwrap_or(0);
+        block[..read.min(BLOCK_BYTES)].to_vec()
+    };
+    let mut told_by_batch = false;
+    let header = match SegmentHeader::decode(&read(0)) {
         Ok(header) => Some(header),
-        Err(SegmentHeaderError::Damaged) => None,
+        Err(SegmentHeaderError::Damaged) => {
+            let batch = BatchHeader::decode_anywhere(&read(BLOCK));
+            let header = batch.and_then(|batch| header_told_by(&batch, id, file_bytes));
+            told_by_batch = header.is_some();
+            header
+        }
         Err(SegmentHeaderError::Version(found)) => {
             let known = u32::from(FORMAT_VERSION);
             return Err(RecoverError::Version { file: disk.display(&name), found, known });
         }
     };
-    if let Some(header) = &header {
+    if let Some(header) = header.as_ref().filter(|_| !told_by_batch) {
         let file = disk.display(&name);
         if let Some(wanted) = identity.filter(|wanted| *wanted != header.identity) {
             return Err(RecoverError::Identity { file, found: header.identity, wanted });
@@ -306,7 +317,21 @@ fn open_segment<D: Disk>(
         first_lsn: header.map_or(Lsn::ZERO, |header| header.first_lsn),
         segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
         header,
+        told_by_batch,
         file_bytes,
+    })
+}
+
+/// The header of a segment in which only the first batch tells salt and position. Whether it is not
+/// a remnant of earlier times is seen when the segments are joined.
+fn header_told_by(batch: &BatchHeader, id: SegmentId, file_bytes: u64) -> Option<SegmentHeader> {
+    let first_lsn = Lsn::new(batch.lsn.get().checked_sub(BLOCK)?);
+    Some(SegmentHeader {
+        identity: Identity::default(),
+        number: id.number(),
+        salt: batch.salt,
+        first_lsn,
+        segment_bytes: file_bytes.min(SEGMENT_BYTES_MAX),
     })
 }
 
@@ -319,6 +344,15 @@ fn place<D: Disk>(
     for at in (1..segments.len()).rev() {
         let next = segments[at].first_lsn;
         let segment = &mut segments[at - 1];
+        if let Some(header) = segment.header.as_mut().filter(|_| segment.told_by_batch) {
+            // The file may have been cut; the log went on after its full length.
+            let bytes = next.get().checked_sub(header.first_lsn.get());
+            match bytes.filter(|bytes| (segment.file_bytes..=SEGMENT_BYTES_MAX).contains(bytes)) {
+                Some(bytes) => (header.segment_bytes, segment.segment_bytes) = (bytes, bytes),
+                None if next > Lsn::ZERO => forget_header(segment),
+                None => {}
+            }
+        }
         if segment.header.is_none() && next > Lsn::ZERO {
             segment.first_lsn = Lsn::new(next.get().saturating_sub(segment.segment_bytes));
         }
@@ -327,6 +361,9 @@ fn place<D: Disk>(
         let expected = segments[at - 1].first_lsn.plus(segments[at - 1].segment_bytes);
         let both = segments[at - 1].header.is_some() && segments[at].header.is_some();
         let segment = &mut segments[at];
+        if segment.told_by_batch && both && segment.first_lsn != expected {
+            forget_header(segment);
+        }
         if segment.header.is_none() {
             segment.first_lsn = segment.first_lsn.max(expected);
         } else if both && segment.first_lsn != expected {
@@ -341,6 +378,11 @@ fn place<D: Disk>(
     Ok(())
 }
 
+/// What the first batch said cannot be.
+fn forget_header(segment: &mut SegmentScan) {
+    (segment.header, segment.told_by_batch, segment.first_lsn) = (None, false, Lsn::ZERO);
+}
+
 /// The batches of one segment. What stands after the last valid batch header is no span.
 pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> (Vec<Span>, Notes) {
     let mut notes = Notes::default();
@@ -352,8 +394,7 @@ pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> (Vec<Span>
         kind,
     };
     let Some(header) = segment.header else {
-        let blind = span(BLOCK..segment.segment_bytes.max(2 * BLOCK), SpanKind::Blind);
-        return (vec![blind], notes);
+        return (vec![blind(at, segment)], notes);
     };
     let mut spans: Vec<Span> = Vec::new();
     let mut hole = None;
@@ -403,6 +444,12 @@ pub(super) fn link(segments: &[SegmentScan], start: usize, parts: Vec<Vec<Span>>
             // Later segments are in use: this one was too.
             part.push(hole_behind(segments, at, BLOCK));
         }
+        let first = part.first().and_then(Span::batch);
+        let follows = |last: &Span| first.is_some_and(|first| first.prev == last.lsn);
+        if segments[at].told_by_batch && !spans.last().is_none_or(follows) {
+            // What told its salt may be a remnant of a write that was cut off.
+            part = vec![blind(at, &segments[at])];
+        }
         if let Some(first) = part.first().and_then(Span::batch) {
             drop_remains(&mut spans, first.prev);
             let last = spans.last().filter(|last| last.batch().is_some());
@@ -413,6 +460,13 @@ pub(super) fn link(segments: &[SegmentScan], start: usize, parts: Vec<Vec<Span>>
         spans.append(&mut part);
     }
     spans
+}
+
+/// A segment in which nothing can be told from anything.
+fn blind(at: usize, segment: &SegmentScan) -> Span {
+    let end = segment.segment_bytes.max(2 * BLOCK);
+    let (offset, lsn) = (BLOCK, segment.first_lsn.plus(BLOCK));
+    Span { segment: at, offset, end, lsn, kind: SpanKind::Blind }
 }
 
 /// The rest of a segment, in which something must have been.

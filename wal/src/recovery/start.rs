@@ -114,6 +114,8 @@ fn sum_up<D: Disk>(reader: &Reader<'_, D>, survey: &Survey, report: &mut Recover
         .unwrap_or(Lsn::ZERO);
     report.segments = last.map_or(0, |span| span.segment + 1);
     report.value_segments = survey.log_start;
+    let told = survey.segments[..report.segments].iter().filter(|segment| segment.told_by_batch);
+    report.headers_restored = told.count() as u64;
     report.batches = survey.spans.iter().filter(|span| span.batch().is_some()).count() as u64;
     report.bytes = survey.spans.iter().map(|span| span.end - span.offset).sum();
     let values_only = &survey.segments[..survey.log_start];

@@ -28,10 +28,16 @@ pub trait Visitor {
     fn brief(&mut self, _: &Brief) -> bool {
         false
     }
+
+    /// An entry of the log proper whose content is lost. It replaces whatever the group's log held
+    /// at this index and after it, as any entry does. Nothing can be read at `place`.
+    fn lost(&mut self, place: Place, group: GroupId, position: LogPosition);
 }
 
 impl<F: FnMut(Place, Record)> Visitor for F {
     fn record(&mut self, place: Place, record: Record) {
         self(place, record);
     }
+
+    fn lost(&mut self, _: Place, _: GroupId, _: LogPosition) {}
 }

@@ -11,7 +11,7 @@ use coracle_raft::{
 };
 use coracle_wal::{
     Brief, Decoded, Disk, Identity, LoadError, MemDisk, Options, RecoverError, RecoveryReport,
-    SegmentId, Visitor, Wal, WriteOp, inspect, recover_into,
+    SegmentId, Visitor, Wal, WriteOp, inspect_into, recover_into,
 };
 
 pub fn options() -> Options {
@@ -236,7 +236,21 @@ impl Rig {
     }
 
     pub fn load(&self, of: u32, first: u64, last: u64, bytes_max: usize) -> Vec<Entry> {
-        let ops = self.wal.locate(group(of), index(first), index(last), bytes_max).expect("found");
+        self.try_load_some(of, first, last, bytes_max).expect("loaded")
+    }
+
+    pub fn try_load(&self, of: u32, first: u64, last: u64) -> Result<Vec<Entry>, LoadError> {
+        self.try_load_some(of, first, last, usize::MAX)
+    }
+
+    fn try_load_some(
+        &self,
+        of: u32,
+        first: u64,
+        last: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, LoadError> {
+        let ops = self.wal.locate(group(of), index(first), index(last), bytes_max)?;
         let buffers: Vec<Vec<u8>> = ops
             .iter()
             .map(|op| {
@@ -248,7 +262,7 @@ impl Rig {
                 buffer
             })
             .collect();
-        self.wal.decode_entries(&ops, &buffers).expect("decoded")
+        self.wal.decode_entries(&ops, &buffers)
     }
 }
 
@@ -334,16 +348,38 @@ impl Visitor for Collected {
         self.briefs.push((self.records.len() + self.briefs.len(), *brief));
         true
     }
+
+    fn lost(&mut self, place: Place, group: GroupId, position: LogPosition) {
+        assert!(self.places.last() != Some(&place), "two records at {place}");
+        let (term, index, kind) = (position.term, position.index, EntryKind::Command);
+        let entry = Entry { term, index, kind, payload: payload(LOST.to_vec()) };
+        self.record(place, Record::Entry { group, entry });
+    }
+}
+
+/// What stands here for the content of an entry that is lost.
+pub const LOST: &[u8] = b"lost";
+
+/// The same records but for contents that are lost. Returns of how many.
+pub fn same_but_lost(found: &Model, want: &Model) -> Result<usize, String> {
+    let mut whole = found.clone();
+    let mut lost = 0;
+    for (index, entry) in &mut whole.entries {
+        if entry.payload.bytes() == LOST {
+            let meant = want.entries.get(index).filter(|meant| meant.term == entry.term);
+            *entry = meant.ok_or(format!("nobody wrote {index} in {}", entry.term))?.clone();
+            lost += 1;
+        }
+    }
+    if whole == *want { Ok(lost) } else { Err(format!("{found:?}, not {want:?}")) }
 }
 
 impl Collected {
     /// All of it, with every content; nothing if the log cannot be opened.
     fn of(disk: &MemDisk, options: &Options) -> Option<(Self, RecoveryReport)> {
         let mut all = Self::default();
-        let report = inspect(disk, Some(options.identity), &mut |place, record| {
-            all.record(place, record);
-        });
-        Some((all, report.ok()?))
+        let report = inspect_into(disk, Some(options.identity), &mut all).ok()?;
+        Some((all, report))
     }
 
     /// Puts what was taken without content in its place, out of what a look at the whole log has
