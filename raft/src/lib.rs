@@ -17,6 +17,7 @@ mod crc;
 mod election;
 mod error;
 mod invariants;
+mod loads;
 mod log;
 mod membership;
 mod message;

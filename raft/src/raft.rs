@@ -8,8 +8,8 @@ use crate::progress::Progress;
 use crate::read::Reads;
 use crate::rng::Rng;
 use crate::{
-    BatchSeq, Body, Config, ConfigError, Drain, Entry, EntryKind, HardState, LoadRange, LogIndex,
-    LogPosition, Membership, Message, NodeId, Payload, ProposeError, ReadPolicy, Ready, Term,
+    BatchSeq, Body, Config, ConfigError, Drain, Entry, EntryKind, HardState, LogIndex, LogPosition,
+    Membership, Message, NodeId, Payload, ProposeError, ReadPolicy, Ready, Term,
 };
 
 /// What a replica is in its term (Raft paper §5.1), with the step before candidacy that changes
@@ -123,8 +123,8 @@ pub struct Raft {
     unbatched: Vec<Held>,
     pub(crate) out: Ready,
     /// The state machine needs entries that are on disk only, and is waiting for this one.
-    apply_load: Option<LogIndex>,
-    apply_load_after: u64,
+    pub(crate) apply_load: Option<LogIndex>,
+    pub(crate) apply_load_after: u64,
 }
 
 impl Raft {
@@ -331,21 +331,6 @@ impl Raft {
         ready.snapshot_pieces.append(&mut self.out.snapshot_pieces);
     }
 
-    /// Committed entries after the last ones handed out. Empty when there are none, or when they
-    /// have to be read back first: then the next drain asks for them.
-    pub fn next_committed(&mut self, bytes_max: usize) -> Vec<Entry> {
-        if let Some(entries) = self.log.deliver(bytes_max) {
-            return entries;
-        }
-        let first = self.log.delivered().next();
-        if self.apply_load != Some(first) && self.now >= self.apply_load_after {
-            self.apply_load = Some(first);
-            let last = self.log.last_on_disk_only().min(self.log.commit());
-            self.load(LoadRange { first, last, bytes_max });
-        }
-        Vec::new()
-    }
-
     /// The state machine has applied everything up to `index`.
     pub fn applied(&mut self, index: LogIndex) {
         self.log.applied_to(index);
@@ -359,53 +344,6 @@ impl Raft {
         while self.memberships.get(1).is_some_and(|(at, _)| *at <= base) {
             self.memberships.pop_front();
         }
-    }
-
-    /// Entries asked for by [`Ready::loads`], or why they cannot be read. Returns those the state
-    /// machine waits for, if it does.
-    pub fn entries_loaded(
-        &mut self,
-        first: LogIndex,
-        entries: Result<Vec<Entry>, String>,
-    ) -> Vec<Entry> {
-        let retry_at = self.now + u64::from(self.config.election_timeout_ticks);
-        let entries = match entries {
-            Ok(entries) if self.is_ours(first, &entries) => entries,
-            // Damage, or the log has moved on: those who wait ask again, a little later.
-            _ => {
-                if self.apply_load == Some(first) {
-                    self.apply_load = None;
-                    self.apply_load_after = retry_at;
-                }
-                for progress in self.progress.values_mut() {
-                    if progress.loading == Some(first) {
-                        progress.loading = None;
-                        progress.load_after = retry_at;
-                    }
-                }
-                return Vec::new();
-            }
-        };
-        self.send_loaded(first, &entries);
-        if self.apply_load != Some(first) {
-            return Vec::new();
-        }
-        self.apply_load = None;
-        let mut entries = entries;
-        if first != self.log.delivered().next() {
-            return Vec::new();
-        }
-        entries.retain(|entry| entry.index <= self.log.commit());
-        if let Some(last) = entries.last() {
-            self.log.delivered_to(last.index);
-        }
-        entries
-    }
-
-    /// Whether entries from `first` on were asked for because they are to be applied, and have not
-    /// come.
-    pub fn waits_to_apply(&self, first: LogIndex) -> bool {
-        self.apply_load == Some(first)
     }
 
     /// Its role.
@@ -516,12 +454,6 @@ impl Raft {
         self.hard_state_dirty = true;
     }
 
-    pub(crate) fn load(&mut self, range: LoadRange) {
-        if !self.out.loads.contains(&range) {
-            self.out.loads.push(range);
-        }
-    }
-
     fn hold(&mut self, needs: Needs, held: Held) {
         let dirty = match needs {
             Needs::HardState => self.hard_state_dirty,
@@ -583,13 +515,5 @@ impl Raft {
     /// lead: its heartbeats would keep a group from electing one that can write.
     fn disk_is_stuck(&self) -> bool {
         self.now - self.disk_moved_at >= u64::from(self.config.election_timeout_ticks)
-    }
-
-    /// Whether entries read back are still what the log holds there.
-    fn is_ours(&self, first: LogIndex, entries: &[Entry]) -> bool {
-        !entries.is_empty()
-            && entries.iter().zip(first.get()..).all(|(entry, index)| {
-                entry.index.get() == index && self.log.term_of(entry.index) == Some(entry.term)
-            })
     }
 }
