@@ -66,6 +66,11 @@ const fn came_later(message: &PeerMessage) -> bool {
     matches!(message, PeerMessage::Digests(_) | PeerMessage::Space(_))
 }
 
+const fn asks_for_a_snapshot(message: &PeerMessage) -> bool {
+    let PeerMessage::Raft { message, .. } = message else { return false };
+    matches!(message.body, Body::SnapshotWanted { .. })
+}
+
 /// One message of each kind, and of each outcome within a kind.
 fn one_of_each() -> Vec<PeerMessage> {
     let index = LogIndex::new;
@@ -132,6 +137,7 @@ fn one_of_each() -> Vec<PeerMessage> {
             },
         ),
         raft(7, Body::SnapshotResponse { base: position(8, 100), next_piece: 3, round: 82 }),
+        raft(7, Body::SnapshotWanted { first: index(101) }),
     ]
 }
 
@@ -275,11 +281,14 @@ fn version_1_has_golden_bytes() {
     let mut frame = FrameBuf::new();
     encode_hello(&hello(), &mut frame);
     encode_refusal(RefusalKind::Amnesia, "no", &mut frame);
-    let (later, first): (Vec<_>, Vec<_>) = one_of_each().into_iter().partition(came_later);
+    let (latest, others): (Vec<_>, Vec<_>) =
+        one_of_each().into_iter().partition(asks_for_a_snapshot);
+    let (later, first): (Vec<_>, Vec<_>) = others.into_iter().partition(came_later);
     encode(&first, &mut frame).expect("short");
     // Of kinds that came later: what was there before stays as it was.
     encode(&later, &mut frame).expect("short");
     encode(&values(), &mut frame).expect("short");
+    encode(&latest, &mut frame).expect("short");
     let text: String = bytes_of(&frame)
         .chunks(16)
         .map(|row| {
@@ -582,6 +591,7 @@ fn arb_body() -> impl Strategy<Value = Body> {
         (arb_position(), number(), number()).prop_map(|(base, next_piece, round)| {
             Body::SnapshotResponse { base, next_piece, round }
         }),
+        index().prop_map(|first| Body::SnapshotWanted { first }),
     ]
 }
 
@@ -745,7 +755,7 @@ mod sealed {
         let row = |kind, flag| u32s(&[7, 1, 2, kind, flag, 0]);
         for (kind, flag, want) in [
             (0, 0, "unknown kind of consensus message"),
-            (15, 0, "unknown kind of consensus message"),
+            (16, 0, "unknown kind of consensus message"),
             (9, 1, "a field is set that the kind of message lacks"),
             (2, 0, "a field is set that the kind of message lacks"),
         ] {

@@ -1,7 +1,8 @@
 //! Entries that are on disk only: what is asked for, and what comes back.
 
-use crate::raft::Raft;
-use crate::{Entry, LoadRange, LogIndex};
+use crate::planted::{Bug, planted};
+use crate::raft::{Needs, Raft, Role};
+use crate::{Body, Entry, LoadRange, LogIndex, LogPosition};
 
 impl Raft {
     /// Committed entries after the last ones handed out. Empty when there are none, or when they
@@ -66,6 +67,59 @@ impl Raft {
         self.apply_load == Some(first)
     }
 
+    /// Whether entries from `first` on were asked for, to be applied or to be sent, and have not
+    /// come.
+    pub fn waits_for(&self, first: LogIndex) -> bool {
+        self.waits_to_apply(first)
+            || self.progress.values().any(|progress| progress.loading == Some(first))
+    }
+
+    /// The last entry that is on disk only; those after it are in memory.
+    pub fn last_on_disk_only(&self) -> LogIndex {
+        self.log.last_on_disk_only()
+    }
+
+    /// Entries from `first` up to `last` that are in memory: at least one, and then while they fit
+    /// `bytes_max` and `count_max`. `None` if the first one is on disk only; none if there is none.
+    pub fn recent_entries(
+        &self,
+        first: LogIndex,
+        last: LogIndex,
+        bytes_max: usize,
+        count_max: usize,
+    ) -> Option<Vec<Entry>> {
+        self.log.entries(first, last, bytes_max, count_max)
+    }
+
+    /// Whether this log holds the entry at this position. Whoever has an entry of this index and
+    /// term has the same entry (Raft paper §5.3, log matching).
+    pub fn holds(&self, at: LogPosition) -> bool {
+        self.log.term_of(at.index) == Some(at.term) || planted(Bug::FetchedEntryUnproven)
+    }
+
+    /// Entries from `first` on can be read neither here nor at another replica. Followers that wait
+    /// for them get a snapshot, if what they are is applied here. If they wait to be applied here,
+    /// the leader is asked for a snapshot.
+    ///
+    /// To be told before [`Raft::entries_loaded`], after which nobody waits for them.
+    pub fn lacks(&mut self, first: LogIndex) {
+        if self.log.applied() >= first {
+            let waits = |(&to, progress): (&_, &crate::Progress)| {
+                (progress.loading == Some(first)).then_some(to)
+            };
+            let waiting: Vec<_> = self.progress.iter().filter_map(waits).collect();
+            for to in waiting {
+                self.begin_snapshot(to);
+            }
+        }
+        if self.waits_to_apply(first) && self.role == Role::Follower {
+            self.lacking = true;
+            if let Some(leader) = self.leader {
+                self.send_after(Needs::HardState, leader, Body::SnapshotWanted { first });
+            }
+        }
+    }
+
     pub(crate) fn load(&mut self, range: LoadRange) {
         if !self.out.loads.contains(&range) {
             self.out.loads.push(range);
@@ -75,8 +129,9 @@ impl Raft {
     /// Whether entries read back are still what the log holds there.
     fn is_ours(&self, first: LogIndex, entries: &[Entry]) -> bool {
         !entries.is_empty()
-            && entries.iter().zip(first.get()..).all(|(entry, index)| {
-                entry.index.get() == index && self.log.term_of(entry.index) == Some(entry.term)
-            })
+            && entries
+                .iter()
+                .zip(first.get()..)
+                .all(|(entry, index)| entry.index.get() == index && self.holds(entry.position()))
     }
 }

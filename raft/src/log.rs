@@ -311,8 +311,10 @@ impl Log {
     /// A snapshot covers everything up to `base`. Entries after it stay if the log agrees with
     /// it there; otherwise the log starts anew. Returns whether they stayed.
     pub(crate) fn restore(&mut self, base: LogPosition) -> bool {
-        assert!(base.index > self.commit, "snapshot at {} of {}", base.index, self.commit);
-        let agrees = self.term_of(base.index) == Some(base.term);
+        let (index, delivered, commit) = (base.index, self.delivered, self.commit);
+        let agrees = self.term_of(index) == Some(base.term);
+        assert!(index > delivered, "snapshot at {index}, delivered {delivered}");
+        assert!(agrees || index > commit, "snapshot at {index} differs, committed {commit}");
         if agrees {
             self.forget(base);
         } else {
@@ -325,7 +327,7 @@ impl Log {
             self.handed = base.index;
             self.durable = base.index;
         }
-        self.commit = base.index;
+        self.commit = commit.max(index);
         self.delivered = base.index;
         self.applied = base.index;
         agrees

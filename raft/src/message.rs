@@ -114,6 +114,12 @@ pub enum Body {
         /// Echo of the round.
         round: u64,
     },
+    /// A follower has lost the content of an entry that it has to apply, and no replica can give
+    /// it any more: only a snapshot helps, though its log reaches further.
+    SnapshotWanted {
+        /// The entry.
+        first: LogIndex,
+    },
 }
 
 /// What a follower did with an `Append`.

@@ -187,6 +187,13 @@ bugs! {
         "A command goes on without the value that it changes although no other replica has shown \
          a later one (Alagappan et al., FAST 2018).";
 
+    FetchedEntryUnproven "fetched-entry-unproven"
+        "An entry that cannot be read is replaced by what another replica has at its index, of \
+         whichever term (Raft paper §5.3, log matching).";
+    LostEntrySkipped "lost-entry-skipped"
+        "An entry that cannot be read is passed over as if it were empty (Alagappan et al., FAST \
+         2018).";
+
     // The log on disk.
     DurableOutOfOrder "durable-out-of-order"
         "A write that completes first makes the writes before it count as durable (Redpanda, \

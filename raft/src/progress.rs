@@ -33,6 +33,9 @@ pub struct Progress {
     pub(crate) paused: bool,
     /// A read of older entries is under way, for this index.
     pub(crate) loading: Option<LogIndex>,
+    /// The follower has asked for the snapshot that it is sent, when this was the newest round.
+    /// What it answers to earlier rounds does not show that it has it.
+    pub(crate) asked_in: Option<u64>,
     /// No reads of older entries before this tick, after one failed.
     pub(crate) load_after: u64,
     /// Tick of the last sign of progress; a silent window or snapshot is started again.
@@ -50,6 +53,7 @@ impl Progress {
             echoed: 0,
             paused: false,
             loading: None,
+            asked_in: None,
             load_after: 0,
             moved_at: now,
             inflight: VecDeque::new(),
@@ -63,13 +67,15 @@ impl Progress {
         self.next = next.max(self.matched.next());
         self.paused = false;
         self.loading = None;
+        self.asked_in = None;
         self.moved_at = now;
         self.inflight.clear();
         self.inflight_bytes = 0;
     }
 
-    /// The follower agrees up to `matched`; returns whether that is news.
-    pub(crate) fn accept(&mut self, matched: LogIndex, now: u64) -> bool {
+    /// The follower agrees up to `matched`, it says in answer to `round`; returns whether that is
+    /// news.
+    pub(crate) fn accept(&mut self, matched: LogIndex, round: u64, now: u64) -> bool {
         self.moved_at = now;
         while self.inflight.front().is_some_and(|&(last, _)| last <= matched) {
             let (_, bytes) = self.inflight.pop_front().expect("just seen");
@@ -84,7 +90,10 @@ impl Progress {
                 self.paused = false;
                 self.next = self.matched.next();
             }
-            SendState::Snapshot { base } if self.matched >= base.index => {
+            SendState::Snapshot { base }
+                if self.matched >= base.index
+                    && self.asked_in.is_none_or(|asked| round > asked) =>
+            {
                 self.probe(self.matched.next(), now);
                 self.state = SendState::Replicate;
             }

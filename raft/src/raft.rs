@@ -125,6 +125,8 @@ pub struct Raft {
     /// The state machine needs entries that are on disk only, and is waiting for this one.
     pub(crate) apply_load: Option<LogIndex>,
     pub(crate) apply_load_after: u64,
+    /// Since the last snapshot there was an entry to apply that no replica could give.
+    pub(crate) lacking: bool,
 }
 
 impl Raft {
@@ -195,6 +197,7 @@ impl Raft {
             out: Ready::default(),
             apply_load: None,
             apply_load_after: 0,
+            lacking: false,
             config,
         })
     }
@@ -275,6 +278,7 @@ impl Raft {
             Body::SnapshotResponse { base, next_piece, round } => {
                 self.handle_snapshot_response(from, base, next_piece, round);
             }
+            Body::SnapshotWanted { first } => self.handle_snapshot_wanted(from, first),
         }
     }
 

@@ -197,7 +197,7 @@ impl Raft {
         let Some(progress) = self.progress.get_mut(&from) else { return };
         match outcome {
             AppendOutcome::Accepted { matched } if matched <= last => {
-                if progress.accept(matched, now) {
+                if progress.accept(matched, round, now) {
                     self.advance_commit();
                 }
                 if self.transfer.is_some_and(|(to, _)| to == from) {
@@ -378,9 +378,7 @@ impl Raft {
             }
             let first = progress.next;
             if first <= self.log.base().index {
-                progress.state = SendState::Snapshot { base: self.log.base() };
-                progress.moved_at = self.now;
-                self.out.snapshots_wanted.push(to);
+                self.begin_snapshot(to);
                 return sent;
             }
             let (bytes_max, count_max) = (config.append_bytes_max, config.append_entries_max);

@@ -4,8 +4,8 @@
 
 use crate::raft::{NUMBER_MAX, Needs, Raft, Role};
 use crate::{
-    AppendOutcome, Body, LogPosition, Membership, NodeId, Payload, SendState, SnapshotAck,
-    SnapshotPiece,
+    AppendOutcome, Body, LogIndex, LogPosition, Membership, NodeId, Payload, SendState,
+    SnapshotAck, SnapshotPiece,
 };
 
 impl Raft {
@@ -36,6 +36,39 @@ impl Raft {
         progress.is_some_and(|progress| matches!(progress.state, SendState::Snapshot { .. }))
     }
 
+    /// Whether a snapshot of this base brings what this replica needs: entries that it does not
+    /// know to be committed, or that it cannot read any more.
+    pub fn takes_snapshot(&self, base: LogPosition) -> bool {
+        let lacks = self.lacking
+            && base.index > self.log.delivered()
+            && self.log.term_of(base.index) == Some(base.term);
+        base.index > self.log.commit() || lacks
+    }
+
+    /// Only a snapshot helps this follower.
+    pub(crate) fn begin_snapshot(&mut self, to: NodeId) {
+        let base = self.log.base();
+        let progress = self.progress.get_mut(&to).expect("only called for members");
+        progress.state = SendState::Snapshot { base };
+        progress.loading = None;
+        progress.moved_at = self.now;
+        self.out.snapshots_wanted.push(to);
+    }
+
+    /// A follower cannot apply an entry. Its log is whole but for the content: what it has
+    /// acknowledged counts as before.
+    pub(crate) fn handle_snapshot_wanted(&mut self, from: NodeId, first: LogIndex) {
+        let Some(progress) = self.progress.get_mut(&from) else { return };
+        let has_begun = matches!(progress.state, SendState::Snapshot { .. });
+        if has_begun || first > self.log.applied() {
+            return;
+        }
+        progress.asked_in = Some(self.round);
+        // The pieces are of a later round.
+        self.heartbeat_due = true;
+        self.begin_snapshot(from);
+    }
+
     /// The pieces below `next_piece` of the snapshot at `base` are durable; tells the leader.
     pub fn snapshot_piece_persisted(
         &mut self,
@@ -60,8 +93,9 @@ impl Raft {
         membership: Membership,
         round: u64,
     ) -> bool {
-        let news = base.index > self.log.commit();
+        let news = self.takes_snapshot(base);
         if news {
+            self.lacking = false;
             let kept = self.log.restore(base);
             if kept {
                 self.memberships.retain(|(at, _)| *at > base.index);
@@ -100,7 +134,7 @@ impl Raft {
         if base.term > self.term || !possible.contains(&base.index.get()) {
             return;
         }
-        if base.index <= self.log.commit() {
+        if !self.takes_snapshot(base) {
             // Already have it: the leader can go on from here.
             let outcome = AppendOutcome::Accepted { matched: self.log.commit() };
             self.send_after(Needs::Log, from, Body::AppendResponse { outcome, round });

@@ -126,6 +126,7 @@ fn body() -> impl Strategy<Value = Body> {
         (position(), number(), number()).prop_map(|(base, next_piece, round)| {
             Body::SnapshotResponse { base, next_piece, round }
         }),
+        index().prop_map(|first| Body::SnapshotWanted { first }),
     ]
 }
 

@@ -67,6 +67,7 @@ fn body_text(body: &Body) -> String {
         Body::SnapshotResponse { base, next_piece, round } => {
             format!("round {round} base {} next {next_piece}", place(*base))
         }
+        Body::SnapshotWanted { first } => format!("first {first}"),
     }
 }
 
@@ -139,6 +140,10 @@ impl Script {
             }
             "cut" => self.cluster.partition(&[number(1)], &[number(2)]),
             "heal" => self.cluster.heal(),
+            "lose" => {
+                let node = self.cluster.node(number(1));
+                (node.loads_fail, node.loads_lost, node.tail_count) = (true, true, 0);
+            }
             "crash" => self.cluster.crash(number(1)),
             "start" => self.cluster.start(number(1)),
             "settle" if words.len() > 1 => while self.settle_one(number(1)) {},

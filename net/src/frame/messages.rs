@@ -313,6 +313,9 @@ fn raft_row(group: GroupId, message: &Message) -> RaftV1 {
         Body::SnapshotResponse { base, next_piece, round } => {
             RaftV1 { number: *next_piece, round: *round, ..at(raft_kind::SNAPSHOT_RESPONSE, *base) }
         }
+        Body::SnapshotWanted { first } => {
+            RaftV1 { kind: raft_kind::SNAPSHOT_WANTED, number: first.get(), ..row }
+        }
     }
 }
 
@@ -537,6 +540,7 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
             raft_kind::SNAPSHOT_RESPONSE => {
                 Body::SnapshotResponse { base: position, next_piece: row.number, round }
             }
+            raft_kind::SNAPSHOT_WANTED => Body::SnapshotWanted { first: index },
             _ => return Err(FrameError::BadHeader("unknown kind of consensus message")),
         })
     }

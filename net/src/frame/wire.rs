@@ -127,6 +127,8 @@ pub(crate) mod raft_kind {
     pub(crate) const SNAPSHOT: u32 = 13;
     /// `position`: base. `number`: next piece. `round`.
     pub(crate) const SNAPSHOT_RESPONSE: u32 = 14;
+    /// `number`: first.
+    pub(crate) const SNAPSHOT_WANTED: u32 = 15;
 }
 
 /// A log entry.

@@ -80,6 +80,8 @@ pub struct Node {
     pub tail_count: usize,
     /// Reads of old entries fail.
     pub loads_fail: bool,
+    /// No other replica has what it fails to read.
+    pub loads_lost: bool,
     /// Reads of old entries asked for and not answered.
     pub loads: Vec<coracle_raft::LoadRange>,
     pub reads: Vec<ReadState>,
@@ -131,6 +133,7 @@ impl Cluster {
                 batch: BatchSeq::default(),
                 tail_count: usize::MAX,
                 loads_fail: false,
+                loads_lost: false,
                 loads: Vec::new(),
                 reads: Vec::new(),
                 applied: Vec::new(),
@@ -299,7 +302,7 @@ impl Cluster {
                 raft.snapshot_piece_persisted(p.from, p.base, p.piece + 1, p.round);
             }),
             Write::Piece(p) => {
-                if p.base.index > self.raft(id).commit() {
+                if self.raft(id).takes_snapshot(p.base) {
                     let node = self.node(id);
                     node.disk.rebase(p.base, p.membership.clone());
                     let bytes = p.payload.bytes().try_into().expect("a digest");
@@ -322,7 +325,13 @@ impl Cluster {
         let range = node.loads.remove(0);
         let fail = Err("the disk is damaged".to_owned());
         let found = if node.loads_fail { fail } else { node.disk.load(range) };
-        let entries = self.with_raft(id, |raft| raft.entries_loaded(range.first, found));
+        let lost = found.is_err() && node.loads_lost;
+        let entries = self.with_raft(id, |raft| {
+            if lost {
+                raft.lacks(range.first);
+            }
+            raft.entries_loaded(range.first, found)
+        });
         self.take(id, entries);
         true
     }
@@ -573,5 +582,6 @@ pub fn kind(body: &Body) -> &'static str {
         Body::TimeoutNow => "TimeoutNow",
         Body::Snapshot { .. } => "Snapshot",
         Body::SnapshotResponse { .. } => "SnapshotResponse",
+        Body::SnapshotWanted { .. } => "SnapshotWanted",
     }
 }

@@ -137,7 +137,10 @@ impl Run {
             "persist" => drop(cluster.persist(id)),
             "apply" => drop(cluster.apply(id)),
             "load" => drop(cluster.load(id)),
-            "loads fail" => cluster.node(id).loads_fail = true,
+            "loads fail" => {
+                cluster.node(id).loads_fail = true;
+                cluster.node(id).loads_lost = self.proposed.is_multiple_of(2);
+            }
             "loads work" => cluster.node(id).loads_fail = false,
             "propose" => {
                 self.proposed += 1;
