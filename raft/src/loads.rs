@@ -20,8 +20,8 @@ impl Raft {
         Vec::new()
     }
 
-    /// Entries asked for by [`crate::Ready::loads`], or why they cannot be read. Returns those the state
-    /// machine waits for, if it does.
+    /// Entries asked for by [`crate::Ready::loads`], or why they cannot be read. Returns those the
+    /// state machine waits for, if it does.
     pub fn entries_loaded(
         &mut self,
         first: LogIndex,

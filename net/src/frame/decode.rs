@@ -10,7 +10,7 @@ use rkyv::util::AlignedVec;
 
 use super::fixed::{FIXED_BYTES, Fixed, Kind, check_len, check_magic, read_fixed};
 use super::hello::{read_hello, read_refusal_kind};
-use super::messages::read_messages;
+use super::read::read_messages;
 use super::wire::{ArchivedHelloV1, ArchivedMessagesV1, ArchivedRefusalV1, BlobV1, MessagesV1};
 use super::{FrameError, Hello, REFUSAL_BYTES_MAX, Refusal, RefusalKind};
 

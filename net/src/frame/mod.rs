@@ -27,6 +27,7 @@ mod error;
 mod fixed;
 mod hello;
 mod messages;
+mod read;
 mod wire;
 
 pub use buf::{FrameBuf, Part};
