@@ -103,7 +103,7 @@ impl Core {
         }
     }
 
-    /// Entries from `first` on cannot be read. A leader that cannot apply them serves nothing.
+    /// Entries from `first` on cannot be had. A leader that cannot apply them serves nothing.
     pub(crate) fn load_failed(&mut self, place: usize, first: LogIndex) {
         self.tally.failed_loads += 1;
         if self.groups[place].raft.waits_to_apply(first) {

@@ -19,6 +19,7 @@ use crate::keyspace::Keyspace;
 use crate::located::Placing;
 use crate::pace::SnapshotPace;
 use crate::recovery::Recovery;
+use crate::refetch::Refetches;
 use crate::repair::Repairs;
 use crate::stats::CoreStats;
 use crate::store::{Graveyard, Totals};
@@ -106,6 +107,7 @@ pub struct Core {
     pub(crate) graveyard: Graveyard,
     pub(crate) keyspace: Keyspace,
     pub(crate) repairs: Repairs,
+    pub(crate) refetches: Refetches,
     /// For snapshots to followers.
     pub(crate) pace: SnapshotPace,
     /// For the next drain: no value is needed before this segment.
@@ -170,6 +172,7 @@ impl Core {
             graveyard: Graveyard::default(),
             keyspace: Keyspace::new(config.seed),
             repairs: Repairs::new(config.seed.rotate_left(17)),
+            refetches: Refetches::new(config.seed.rotate_left(23)),
             pace: SnapshotPace::default(),
             values_from: None,
             reads_open: 0,
@@ -205,12 +208,7 @@ impl Core {
             Input::Scanned { scan, records, next } => self.scanned(scan, records, next),
             Input::Checkpointed { number, result } => self.checkpointed(number, result),
             Input::EntriesLoaded { group, first, entries } => {
-                let Some(place) = self.place(group) else { return };
-                if entries.is_err() {
-                    self.load_failed(place, first);
-                }
-                self.groups[place].loaded(first, entries, &mut self.out, &mut self.tally);
-                self.mark(place);
+                self.entries_loaded(group, first, entries);
             }
         }
     }
@@ -256,6 +254,7 @@ impl Core {
         effects.scan = self.gc.wanted.take().or(effects.scan);
         effects.values_from = self.values_from.take().or(effects.values_from);
         effects.repairs.append(&mut self.repairs.news);
+        effects.loads.append(&mut self.refetches.loads);
         self.cold.issue(effects);
         self.send_answers(effects);
         effects.sends.append(&mut self.sends);
@@ -274,6 +273,7 @@ impl Core {
             || self.gc.wanted.is_some()
             || self.values_from.is_some()
             || !self.repairs.news.is_empty()
+            || !self.refetches.loads.is_empty()
             || self.cold.has_next()
             || (mode == Drain::All && !self.state.is_empty())
             || self.dirty.iter().any(|&place| {
@@ -427,6 +427,7 @@ impl Core {
             self.out.reply(task.origin, try_again());
         }
         self.tick_repairs();
+        self.tick_refetches();
         self.space_tick();
         self.release_values();
         for group in self.parked.groups() {
@@ -548,6 +549,8 @@ impl Core {
             PeerMessage::Digests(said) => self.told(from, said.bytes()),
             PeerMessage::ValueWanted(wanted) => self.value_wanted(from, &wanted),
             PeerMessage::ValueAnswer(answer) => self.value_answer(from, answer),
+            PeerMessage::EntriesWanted(wanted) => self.entries_wanted(from, wanted),
+            PeerMessage::EntriesAnswer(answer) => self.entries_answer(from, answer),
             PeerMessage::Space(space) => self.space_reported(from, space),
         }
     }

@@ -1,6 +1,8 @@
 //! The border of a core: what goes in, what comes out.
 
-use coracle_raft::{BatchSeq, Entry, GroupId, LogIndex, Message, Payload, Place, Record, Term};
+use coracle_raft::{
+    BatchSeq, Entry, GroupId, LogIndex, LogPosition, Message, Payload, Place, Record, Term,
+};
 
 use crate::command::Command;
 use crate::{CoreAddr, DiskSpace, Divergence, Reply, WallMillis};
@@ -82,6 +84,30 @@ pub struct ValueAnswer {
     pub value: Option<Payload>,
 }
 
+/// A request for entries of a group's log that this replica's own disk does not give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntriesWanted {
+    /// The sender's number for it, echoed in the [`EntriesAnswer`].
+    pub id: u64,
+    /// Whose log.
+    pub group: GroupId,
+    /// The first one wanted: index and term name one entry, whoever has it (Raft paper §5.3).
+    pub first: LogPosition,
+    /// The last one wanted (inclusive).
+    pub last: LogIndex,
+}
+
+/// The answer to an [`EntriesWanted`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntriesAnswer {
+    /// Number given by the asker.
+    pub id: u64,
+    /// The log of the replica that answers starts after this entry.
+    pub base: LogIndex,
+    /// Contiguous entries from the first one wanted; none if it cannot give that.
+    pub entries: Vec<Entry>,
+}
+
 /// What one core says to another: over a peer link, or by a queue to a core of the same node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerMessage {
@@ -109,6 +135,10 @@ pub enum PeerMessage {
     ValueWanted(ValueWanted),
     /// The answer to a [`ValueWanted`].
     ValueAnswer(ValueAnswer),
+    /// Send me entries that I cannot read.
+    EntriesWanted(EntriesWanted),
+    /// The answer to an [`EntriesWanted`].
+    EntriesAnswer(EntriesAnswer),
     /// How full the disk of the sending core is. Said when it changes, and again and again while
     /// it is not [`DiskSpace::Ample`].
     Space(DiskSpace),
@@ -247,7 +277,7 @@ pub enum CheckpointWork {
     },
 }
 
-/// What there is to tell about a value that could not be read.
+/// What there is to tell about values and entries that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepairNews {
     /// The record cannot be read, and other replicas will be asked for the value.
@@ -266,6 +296,24 @@ pub enum RepairNews {
         group: GroupId,
         /// Where the damaged record stands.
         place: Place,
+    },
+    /// Entries cannot be read, and other replicas will be asked for them.
+    EntriesLost {
+        /// Whose.
+        group: GroupId,
+        /// The first one that cannot be read.
+        first: LogIndex,
+        /// Why it cannot be read.
+        why: String,
+    },
+    /// Another replica has given entries that cannot be read here.
+    EntriesFetched {
+        /// Whose.
+        group: GroupId,
+        /// The first one.
+        first: LogIndex,
+        /// The last one.
+        last: LogIndex,
     },
 }
 
@@ -292,7 +340,7 @@ pub struct Effects {
     pub checkpoint: Vec<CheckpointWork>,
     /// No value is needed any more in segments before this one.
     pub values_from: Option<u64>,
-    /// Values found damaged, and values repaired: to be told, nothing is to be done.
+    /// Values and entries found damaged, and had again: to be told, nothing is to be done.
     pub repairs: Vec<RepairNews>,
     /// State records of a group in batches before this one are superseded by durable later
     /// ones: their place in the log may be used again. Only batches of this process count;

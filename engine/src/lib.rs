@@ -39,6 +39,7 @@ mod pipeline;
 mod places;
 mod reads;
 mod recovery;
+mod refetch;
 mod repair;
 mod reply;
 mod route;
@@ -63,8 +64,8 @@ pub use core::Core;
 pub use divergence::{Divergence, Standing};
 pub use ids::{CoreAddr, CoreId, SLOT_COUNT, ShardId, SlotId, WallMillis};
 pub use io::{
-    CheckpointWork, Effects, Forward, Input, Load, PeerMessage, ReadMode, ReadValue, RepairNews,
-    Request, ScanSegment, Token, ValueAnswer, ValueWanted, Via,
+    CheckpointWork, Effects, EntriesAnswer, EntriesWanted, Forward, Input, Load, PeerMessage,
+    ReadMode, ReadValue, RepairNews, Request, ScanSegment, Token, ValueAnswer, ValueWanted, Via,
 };
 pub use map::{ClusterMap, MapError, NodeInfo};
 pub use pipeline::{Order, Unanswered};

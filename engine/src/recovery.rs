@@ -38,6 +38,8 @@ pub struct Recovery {
     files: BTreeMap<u64, u64>,
     newest_number: u64,
     newest_segment: u64,
+    /// Where the last entry stood that is lost.
+    lost_before: Option<Place>,
 }
 
 /// What has been read of one group.
@@ -93,6 +95,7 @@ impl Recovery {
             files: BTreeMap::new(),
             newest_number: 0,
             newest_segment: 0,
+            lost_before: None,
         }
     }
 
@@ -174,6 +177,26 @@ impl Recovery {
         }
         self.newest_segment = self.newest_segment.max(place.segment());
         true
+    }
+
+    /// The next record of the log was a command or an empty entry, and its content is lost: the
+    /// entry that it was, and a place at which nothing can be read. The group takes part as if the
+    /// entry were on disk only; whoever needs it finds that it cannot be loaded, and fetches it.
+    ///
+    /// # Panics
+    /// If the place is that of the lost entry before: what is known of a value is its place, and
+    /// two that share one could be taken for each other.
+    pub fn lost(&mut self, place: Place, group: GroupId, position: LogPosition) {
+        let before = self.lost_before.replace(place);
+        assert!(before != Some(place), "two lost entries at {place}");
+        self.newest_segment = self.newest_segment.max(place.segment());
+        if !self.hosts(group) {
+            self.ignored += 1;
+            return;
+        }
+        let map = &self.map;
+        let found = self.groups.entry(group).or_insert_with(|| GroupRecovery::new(group, map));
+        found.passed_over(place, position);
     }
 
     /// Takes the next record of the log.
@@ -304,7 +327,7 @@ impl GroupRecovery {
         true
     }
 
-    /// An entry whose content is left on disk.
+    /// An entry whose content is left on disk, or lost.
     fn passed_over(&mut self, place: Place, at: LogPosition) {
         if self.put(place, at) {
             // The tail has no gaps.
@@ -502,7 +525,7 @@ fn thaw(
 
 #[cfg(test)]
 mod tests {
-    use coracle_raft::Payload;
+    use coracle_raft::{NodeId, Payload};
 
     use super::*;
     use crate::testing::{addr, map_of};
@@ -610,6 +633,48 @@ mod tests {
             let recovered = recover(log.into_iter().chain(state));
             assert_eq!(recovered.commit, LogIndex::new(want), "{at:?}");
             assert_eq!(recovered.applied, LogIndex::new(want), "{at:?}: the only shard holds it");
+        }
+    }
+
+    /// What is lost leaves its position, and the entries behind it are kept in memory; but what
+    /// an earlier log had there is gone as ever.
+    #[test]
+    fn lost_entries_keep_their_positions() {
+        let group = GroupId::new(0);
+        // Index, term, whether it is lost; then runs, the last entry, and what is in memory.
+        type Log = &'static [(u64, u64, bool)];
+        type Case = (Log, &'static [(u64, u64)], u64, &'static [u64]);
+        let cases: &[Case] = &[
+            (&[(1, 1, false), (2, 1, true), (3, 1, false)], &[(1, 1)], 3, &[3]),
+            (&[(1, 1, false), (2, 1, false), (3, 2, true)], &[(1, 1), (3, 2)], 3, &[]),
+            (&[(1, 1, true), (2, 1, true), (3, 1, true)], &[(1, 1)], 3, &[]),
+            (&[(1, 1, false), (2, 1, true), (2, 3, false)], &[(1, 1), (2, 3)], 2, &[2]),
+            (
+                &[(1, 1, false), (2, 1, false), (3, 1, false), (2, 2, true)],
+                &[(1, 1), (2, 2)],
+                2,
+                &[],
+            ),
+        ];
+        for (log, want, last, tail) in cases {
+            let mut recovery = Recovery::new(map_of(1, 1, 1, 1), addr(1, 0));
+            for (n, &(index, term, is_lost)) in log.iter().enumerate() {
+                let place = Place::new(1, n as u64 * 8);
+                match is_lost {
+                    true => recovery.lost(place, group, position(index, term)),
+                    false => recovery.record(place, entry(index, term)),
+                }
+            }
+            assert_eq!((recovery.damaged().len(), recovery.ignored()), (0, 0), "{log:?}");
+            let hasher = RandomState::with_seeds(1, 2, 3, 4);
+            let (recovered, state) = recovery.take(group, &hasher);
+            assert_eq!(runs(&recovered), *want, "{log:?}");
+            assert_eq!(recovered.last, LogIndex::new(*last), "{log:?}");
+            let kept: Vec<_> = recovered.tail.iter().map(|entry| entry.index.get()).collect();
+            assert_eq!(kept, *tail, "{log:?}");
+            let newest = recovered.runs.last().map_or(0, |run| run.term.get());
+            assert!(state.places.get(position(*last, newest)).is_some(), "{log:?}");
+            coracle_raft::Raft::new(coracle_raft::Config::new(NodeId::new(1), 1), recovered);
         }
     }
 

@@ -436,7 +436,7 @@ impl Core {
     }
 
     /// The other replicas of a group, the one after this one first.
-    fn peers_of(&self, group: usize) -> Vec<CoreAddr> {
+    pub(crate) fn peers_of(&self, group: usize) -> Vec<CoreAddr> {
         let CoreAddr { node: here, core } = self.config.addr;
         let nodes: Vec<NodeId> = self.config.map.replicas(self.groups[group].id).collect();
         let at = nodes.iter().position(|&node| node == here).map_or(0, |at| at + 1);

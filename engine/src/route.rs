@@ -249,6 +249,7 @@ impl Core {
         link.up = false;
         link.losses = link.losses.wrapping_add(1);
         self.peer_with_values_lost(addr);
+        self.peer_with_entries_lost(addr);
         for task in self.forwards.lost(addr) {
             match task.command.access {
                 Access::Read => self.again(task, None),

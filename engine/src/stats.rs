@@ -81,8 +81,14 @@ pub struct CoreStats {
     pub lost_proposals: u64,
     /// Messages that made no sense and were dropped (counter).
     pub ignored_messages: u64,
-    /// Reading entries back from the disk failed (counter).
+    /// Entries could neither be read back from the disk nor fetched from another replica (counter).
     pub failed_loads: u64,
+    /// Entries that could not be read back and came from another replica (counter).
+    pub entries_fetched: u64,
+    /// Entries sent to other replicas that cannot read theirs (counter).
+    pub entries_lent: u64,
+    /// Reads that failed, and for which other replicas are being asked.
+    pub fetches_open: u64,
     /// Values read from the disk (counter).
     pub values_read: u64,
     /// Values that could not be read (counter).
@@ -183,6 +189,7 @@ impl Core {
             undecided: count(&|group| u64::from(group.checks.standing() == Standing::Undecided)),
             values_repaired: self.tally.values_repaired,
             repairs_open: self.repairs.len() as u64,
+            fetches_open: self.refetches.len() as u64,
             ..self.counters
         }
     }

@@ -2,8 +2,8 @@
 
 use coracle_engine::command::{Access, Command};
 use coracle_engine::{
-    CoreAddr, CoreId, DiskSpace, Forward, PeerMessage, Reply, SlotId, ValueAnswer, ValueWanted,
-    WallMillis,
+    CoreAddr, CoreId, DiskSpace, EntriesAnswer, EntriesWanted, Forward, PeerMessage, Reply, SlotId,
+    ValueAnswer, ValueWanted, WallMillis,
 };
 use coracle_net::frame::{
     Decoder, FRAME_BYTES_MAX, FrameBuf, FrameError, HEADER_BYTES_MAX, Hello, Incoming, Part,
@@ -163,6 +163,34 @@ fn values() -> Vec<PeerMessage> {
     ]
 }
 
+fn entries_wanted(group: u32, first: LogPosition, last: u64) -> PeerMessage {
+    let (group, last) = (GroupId::new(group), LogIndex::new(last));
+    PeerMessage::EntriesWanted(EntriesWanted { id: 91, group, first, last })
+}
+
+fn entries_answer(base: u64, entries: Vec<Entry>) -> PeerMessage {
+    let base = LogIndex::new(base);
+    PeerMessage::EntriesAnswer(EntriesAnswer { id: 91, base, entries })
+}
+
+/// Requests for entries, and answers to them.
+fn entries() -> Vec<PeerMessage> {
+    vec![
+        entries_wanted(5, position(3, 1 << 40), 1 << 41),
+        entries_wanted(u32::MAX, position(u64::MAX, u64::MAX), 0),
+        append(3, &[b"between them"]),
+        entries_answer(
+            6,
+            vec![
+                entry(5, 7, EntryKind::Empty, b""),
+                entry(5, 8, EntryKind::Command, b"command"),
+                entry(6, 9, EntryKind::Membership, b"membership"),
+            ],
+        ),
+        entries_answer(u64::MAX, vec![]),
+    ]
+}
+
 fn hello() -> Hello {
     Hello {
         version: VERSION,
@@ -226,10 +254,11 @@ fn decode_error(bytes: &[u8]) -> FrameError {
 
 #[test]
 fn every_kind_of_message_arrives_in_one_frame() {
-    let messages = one_of_each();
-    let (frames, end) = decode([encoded(&messages).as_slice()]);
-    assert_eq!(end, Ok(()));
-    assert_eq!(frames, [Incoming::Messages(messages)]);
+    for messages in [one_of_each(), values(), entries()] {
+        let (frames, end) = decode([encoded(&messages).as_slice()]);
+        assert_eq!(end, Ok(()));
+        assert_eq!(frames, [Incoming::Messages(messages)]);
+    }
 }
 
 #[test]
@@ -289,6 +318,7 @@ fn version_1_has_golden_bytes() {
     encode(&later, &mut frame).expect("short");
     encode(&values(), &mut frame).expect("short");
     encode(&latest, &mut frame).expect("short");
+    encode(&entries(), &mut frame).expect("short");
     let text: String = bytes_of(&frame)
         .chunks(16)
         .map(|row| {
@@ -307,7 +337,7 @@ fn version_1_has_golden_bytes() {
 
 #[test]
 fn every_split_in_two_gives_the_same() {
-    let messages = one_of_each();
+    let messages = [one_of_each(), values(), entries()].concat();
     let bytes = encoded(&messages);
     for split in 0..=bytes.len() {
         let (first, second) = bytes.split_at(split);
@@ -320,7 +350,7 @@ fn every_split_in_two_gives_the_same() {
 
 #[test]
 fn every_damaged_byte_is_found() {
-    let bytes = encoded(&one_of_each());
+    let bytes = encoded(&[one_of_each(), values(), entries()].concat());
     for at in 0..bytes.len() {
         for flip in [0x01, 0x80, 0xff] {
             let mut damaged = bytes.clone();
@@ -635,6 +665,12 @@ fn arb_message() -> impl Strategy<Value = PeerMessage> {
             .prop_map(|(group, version, key)| value_wanted(group, version, &key)),
         1 => (any::<u64>(), any::<Option<[u8; 9]>>())
             .prop_map(|(at, value)| value_answer(at, value.as_ref().map(|value| &value[..]))),
+        1 => (any::<u32>(), arb_position(), any::<u64>())
+            .prop_map(|(group, first, last)| entries_wanted(group, first, last)),
+        1 => (any::<u64>(), arb_append()).prop_map(|(base, append)| match append {
+            Body::Append { entries, .. } => entries_answer(base, entries),
+            other => unreachable!("not an append: {other:?}"),
+        }),
         1 => proptest::sample::select(&DiskSpace::ALL[..]).prop_map(PeerMessage::Space),
     ]
 }
@@ -699,9 +735,9 @@ mod sealed {
     fn entries_with_a_gap_are_refused() {
         let messages = [append(4, &[b"a", b"b"])];
         let error = forge(&messages, &u64s(&[3, 6]), &u64s(&[3, 7]));
-        assert_eq!(error, FrameError::BadHeader("entries of an append are not contiguous"));
+        assert_eq!(error, FrameError::BadHeader("entries of a message are not contiguous"));
         let error = forge(&messages, &u64s(&[3, 5]), &u64s(&[3, 4]));
-        assert_eq!(error, FrameError::BadHeader("entries of an append are not contiguous"));
+        assert_eq!(error, FrameError::BadHeader("entries of a message are not contiguous"));
     }
 
     /// An index beyond the largest one must not overflow.
@@ -709,7 +745,7 @@ mod sealed {
     fn entries_after_the_last_index_are_refused() {
         let messages = [append(4, &[b"a"])];
         let error = forge(&messages, &u64s(&[3, 4, 4, 9]), &u64s(&[3, u64::MAX, 4, 9]));
-        assert_eq!(error, FrameError::BadHeader("entries of an append are not contiguous"));
+        assert_eq!(error, FrameError::BadHeader("entries of a message are not contiguous"));
     }
 
     #[test]
@@ -765,8 +801,21 @@ mod sealed {
         let vote = [raft(7, Body::VoteResponse { granted: true })];
         let error = forge(&vote, &row(4, 1), &row(4, 2));
         assert_eq!(error, FrameError::BadHeader("a field is set that the kind of message lacks"));
-        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[9, 1]));
+        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[11, 1]));
         assert_eq!(error, FrameError::BadHeader("unknown kind of message"));
+        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[9, 1]));
+        let want = "a field is set that a request for entries lacks";
+        assert_eq!(error, FrameError::BadHeader(want));
+        let error = forge(&beat, &u32s(&[1, 1]), &u32s(&[10, 1]));
+        let want = "a field is set that an answer with entries lacks";
+        assert_eq!(error, FrameError::BadHeader(want));
+        let answer = [entries_answer(4, vec![entry(3, 5, EntryKind::Command, b"a")])];
+        // Position, base, id.
+        let error = forge(&answer, &u64s(&[4, 4, 91]), &u64s(&[5, 4, 91]));
+        assert_eq!(error, FrameError::BadHeader("entries of a message are not contiguous"));
+        let none = [entries_answer(4, vec![])];
+        let error = forge(&none, &u64s(&[0, 4, 91]), &u64s(&[5, 4, 91]));
+        assert_eq!(error, FrameError::BadHeader(want));
         let space = [PeerMessage::Space(DiskSpace::Out)];
         let error = forge(&space, &u32s(&[8, 3]), &u32s(&[8, 4]));
         assert_eq!(error, FrameError::BadHeader("unknown fill level of a disk"));

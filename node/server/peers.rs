@@ -103,7 +103,11 @@ impl OutLinks {
         // Sent again by themselves.
         let spare = matches!(
             message,
-            PeerMessage::Raft { .. } | PeerMessage::ValueWanted(_) | PeerMessage::ValueAnswer(_)
+            PeerMessage::Raft { .. }
+                | PeerMessage::ValueWanted(_)
+                | PeerMessage::ValueAnswer(_)
+                | PeerMessage::EntriesWanted(_)
+                | PeerMessage::EntriesAnswer(_)
         );
         if spare && link.queued_bytes > QUEUED_BYTES_MAX {
             return;

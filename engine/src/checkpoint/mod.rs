@@ -394,7 +394,7 @@ impl Core {
                     // Cutting the log must be durable before the leader counts on it.
                     let news = self
                         .place(install.group)
-                        .is_some_and(|place| install.base.index > self.groups[place].raft.commit());
+                        .is_some_and(|place| self.groups[place].raft.takes_snapshot(install.base));
                     if news {
                         self.state.push_base(install.group, install.base, &install.membership);
                         self.state.mark(Mark::Install(install));

@@ -129,6 +129,11 @@ impl Size {
             PeerMessage::ValueWanted(_) | PeerMessage::ValueAnswer(_) => {
                 size_of::<ArchivedForwardV1>() + blob
             }
+            PeerMessage::EntriesWanted(_) => size_of::<ArchivedRaftV1>(),
+            PeerMessage::EntriesAnswer(answer) => {
+                let entry = size_of::<ArchivedEntryV1>() + blob;
+                size_of::<ArchivedRaftV1>() + answer.entries.len() * entry
+            }
             PeerMessage::Space(_) => 0,
         };
         Self {

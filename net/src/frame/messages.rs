@@ -1,7 +1,9 @@
 //! Messages as rows of the wire tables.
 
 use coracle_engine::command::Access;
-use coracle_engine::{Forward, PeerMessage, Reply, ValueAnswer, ValueWanted};
+use coracle_engine::{
+    EntriesAnswer, EntriesWanted, Forward, PeerMessage, Reply, ValueAnswer, ValueWanted,
+};
 use coracle_raft::{
     AppendOutcome, Body, Entry, EntryKind, GroupId, LogIndex, LogPosition, Message, Payload,
 };
@@ -123,6 +125,16 @@ impl Tables {
                     let (id, at) = (*id, at.get());
                     wire.forwards.push(ForwardV1 { id, at, slot: 0, flags });
                 }
+                PeerMessage::EntriesWanted(wanted) => {
+                    wire.count_run(run::ENTRIES_WANTED);
+                    wire.raft.push(wanted_row(wanted));
+                }
+                PeerMessage::EntriesAnswer(answer) => {
+                    wire.count_run(run::ENTRIES_ANSWER);
+                    let row = answer_row(answer);
+                    wire.raft.push(row);
+                    wire.push_entries(LogIndex::new(row.position_index), &answer.entries);
+                }
                 PeerMessage::Space(space) => {
                     wire.runs.push(RunV1 { kind: run::SPACE, count: *space as u32 });
                 }
@@ -149,9 +161,11 @@ pub(super) fn payloads_of(message: &PeerMessage) -> impl Iterator<Item = &Payloa
         PeerMessage::Digests(said) => (&[], [Some(said), None]),
         PeerMessage::ValueWanted(wanted) => (&[], [Some(&wanted.key), None]),
         PeerMessage::ValueAnswer(answer) => (&[], [answer.value.as_ref(), None]),
-        PeerMessage::ForwardReply { .. } | PeerMessage::Leads(_) | PeerMessage::Space(_) => {
-            (&[], [None, None])
-        }
+        PeerMessage::EntriesAnswer(answer) => (&answer.entries, [None, None]),
+        PeerMessage::ForwardReply { .. }
+        | PeerMessage::Leads(_)
+        | PeerMessage::EntriesWanted(_)
+        | PeerMessage::Space(_) => (&[], [None, None]),
     };
     entries.iter().map(|entry| &entry.payload).chain(pair.into_iter().flatten())
 }
@@ -179,11 +193,15 @@ impl MessagesV1 {
     fn push_raft(&mut self, group: GroupId, message: &Message) {
         self.raft.push(raft_row(group, message));
         let Body::Append { prev, entries, .. } = &message.body else { return };
-        let mut last = prev.index;
+        self.push_entries(prev.index, entries);
+    }
+
+    fn push_entries(&mut self, prev: LogIndex, entries: &[Entry]) {
+        let mut last = prev;
         for entry in entries {
             assert!(
                 entry.index.since(last) == 1,
-                "entries of an append are contiguous: {} after {last}",
+                "entries of a message are contiguous: {} after {last}",
                 entry.index
             );
             last = entry.index;
@@ -313,6 +331,29 @@ pub(super) fn raft_row(group: GroupId, message: &Message) -> RaftV1 {
         Body::SnapshotWanted { first } => {
             RaftV1 { kind: raft_kind::SNAPSHOT_WANTED, number: first.get(), ..row }
         }
+    }
+}
+
+pub(super) fn wanted_row(wanted: &EntriesWanted) -> RaftV1 {
+    let EntriesWanted { id, group, first, last } = wanted;
+    RaftV1 {
+        group: group.get(),
+        position_term: first.term.get(),
+        position_index: first.index.get(),
+        number: last.get(),
+        round: *id,
+        ..RaftV1::default()
+    }
+}
+
+pub(super) fn answer_row(answer: &EntriesAnswer) -> RaftV1 {
+    let EntriesAnswer { id, base, entries } = answer;
+    RaftV1 {
+        position_index: entries.first().map_or(0, |entry| entry.index.prev().get()),
+        number: base.get(),
+        round: *id,
+        count: entries.len() as u32,
+        ..RaftV1::default()
     }
 }
 

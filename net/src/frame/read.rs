@@ -2,7 +2,8 @@
 
 use coracle_engine::command::{Access, Command};
 use coracle_engine::{
-    DiskSpace, Forward, PeerMessage, SlotId, ValueAnswer, ValueWanted, WallMillis,
+    DiskSpace, EntriesAnswer, EntriesWanted, Forward, PeerMessage, SlotId, ValueAnswer,
+    ValueWanted, WallMillis,
 };
 use coracle_raft::{
     AppendOutcome, Body, Entry, EntryKind, GroupId, LogIndex, LogPosition, Message, NodeId,
@@ -10,7 +11,7 @@ use coracle_raft::{
 };
 
 use super::FrameError;
-use super::messages::raft_row;
+use super::messages::{answer_row, raft_row, wanted_row};
 use super::wire::{
     EntryV1, ForwardV1, LedV1, MessagesV1, RaftV1, RunV1, answer_flag, entry_kind, forward_flag,
     raft_kind, run,
@@ -42,6 +43,12 @@ pub(super) fn read_messages(
             run::DIGESTS => reader.repeat(row.count, &mut messages, Reader::digests)?,
             run::VALUE_WANTED => reader.repeat(row.count, &mut messages, Reader::value_wanted)?,
             run::VALUE_ANSWER => reader.repeat(row.count, &mut messages, Reader::value_answer)?,
+            run::ENTRIES_WANTED => {
+                reader.repeat(row.count, &mut messages, Reader::entries_wanted)?;
+            }
+            run::ENTRIES_ANSWER => {
+                reader.repeat(row.count, &mut messages, Reader::entries_answer)?;
+            }
             _ => return Err(FrameError::BadHeader("unknown kind of message")),
         }
     }
@@ -152,6 +159,29 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
         Ok(PeerMessage::ValueAnswer(ValueAnswer { id: row.id, at, value }))
     }
 
+    fn entries_wanted(&mut self) -> Result<PeerMessage, FrameError> {
+        let row = self.raft.next().ok_or(TOO_FEW)?;
+        let (term, index) = (Term::new(row.position_term), LogIndex::new(row.position_index));
+        let first = LogPosition { term, index };
+        let (id, group, last) = (row.round, GroupId::new(row.group), LogIndex::new(row.number));
+        let wanted = EntriesWanted { id, group, first, last };
+        if wanted_row(&wanted) != *row {
+            return Err(FrameError::BadHeader("a field is set that a request for entries lacks"));
+        }
+        Ok(PeerMessage::EntriesWanted(wanted))
+    }
+
+    fn entries_answer(&mut self) -> Result<PeerMessage, FrameError> {
+        let row = self.raft.next().ok_or(TOO_FEW)?;
+        let entries = self.entries(LogIndex::new(row.position_index), row.count)?;
+        let (id, base) = (row.round, LogIndex::new(row.number));
+        let answer = EntriesAnswer { id, base, entries };
+        if answer_row(&answer) != *row {
+            return Err(FrameError::BadHeader("a field is set that an answer with entries lacks"));
+        }
+        Ok(PeerMessage::EntriesAnswer(answer))
+    }
+
     fn reply(&mut self) -> Result<PeerMessage, FrameError> {
         let id = *self.replies.next().ok_or(TOO_FEW)?;
         let payload = self.payload()?;
@@ -238,7 +268,7 @@ impl<P: Iterator<Item = Payload>> Reader<'_, P> {
         let mut last = prev.get();
         for row in rows {
             if last.checked_add(1) != Some(row.index) {
-                return Err(FrameError::BadHeader("entries of an append are not contiguous"));
+                return Err(FrameError::BadHeader("entries of a message are not contiguous"));
             }
             last = row.index;
             if row.reserved != 0 {

@@ -77,10 +77,17 @@ pub(crate) mod run {
     pub(crate) const VALUE_ANSWER: u32 = 7;
     /// `count`: how full a disk is, from 0 for enough space to 3 for none.
     pub(crate) const SPACE: u32 = 8;
+    /// Rows of `raft` with `kind` 0. `round`: id. `group`. `position`: first. `number`: the index
+    /// of the last.
+    pub(crate) const ENTRIES_WANTED: u32 = 9;
+    /// Rows of `raft` with `kind` 0. `round`: id. `number`: base. `count` entries with a blob each,
+    /// behind the index in `position`; without any it is 0.
+    pub(crate) const ENTRIES_ANSWER: u32 = 10;
 }
 
-/// A message of consensus. Which of `position`, `number`, `round` and `flag` mean something, and
-/// what, depends on `kind`: see [`raft_kind`]. The others are zero.
+/// A message of consensus, or one about entries, see [`run`]. Which of `position`, `number`,
+/// `round` and `flag` mean something, and what, depends on `kind`: see [`raft_kind`]. The others
+/// are zero.
 #[derive(Archive, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct RaftV1 {

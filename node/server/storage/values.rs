@@ -161,7 +161,7 @@ impl Values {
     }
 }
 
-/// Tells of values that were found damaged, and of their repair.
+/// Tells of values and entries that were found damaged, and of their repair.
 pub(super) fn tell(news: &RepairNews) {
     match news {
         RepairNews::Damaged { group, place, why } => {
@@ -171,6 +171,14 @@ pub(super) fn tell(news: &RepairNews) {
         RepairNews::Repaired { group, place } => {
             let (group, segment, offset) = (group.get(), place.segment(), place.offset());
             tracing::info!(target: "wal", group, segment, offset, "a damaged value is repaired");
+        }
+        RepairNews::EntriesLost { group, first, why } => {
+            let (group, first) = (group.get(), first.get());
+            tracing::warn!(target: "wal", group, first, why, "entries cannot be read");
+        }
+        RepairNews::EntriesFetched { group, first, last } => {
+            let (group, first, last) = (group.get(), first.get(), last.get());
+            tracing::info!(target: "wal", group, first, last, "entries came from another replica");
         }
     }
 }
