@@ -1,11 +1,12 @@
 //! `coracle ctl check` and `coracle ctl wal verify`: reads everything, changes nothing.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use coracle_engine::offline::{self, StoredAt};
 use coracle_raft::GroupId;
 use coracle_wal::{
-    Damage, Examination, Found, RealDisk, RecoveryReport, ValueError, open_checkpoints,
+    Damage, DamageKind, Examination, Found, RealDisk, RecoveryReport, ValueError, open_checkpoints,
 };
 use indicatif::{BinaryBytes, ProgressBar};
 use serde::Serialize;
@@ -195,7 +196,22 @@ fn read_log(
             kind: format!("{group} lost records"),
             file: damages.first().map(|damage| damage.file.clone()),
             offset: damages.first().map(|damage| damage.offset),
-            detail: "this replica takes no part until it is repaired".to_owned(),
+            detail: "nobody can tell which; this replica takes no part".to_owned(),
+        });
+    }
+    for (group, lost) in &report.lost_entries {
+        let Some(first) = lost.first() else { continue };
+        findings.add(Finding {
+            severity: Severity::Damage,
+            kind: format!("{group} lost {} entries", lost.len()),
+            file: Some(first.damage.file.clone()),
+            offset: Some(first.damage.offset),
+            detail: format!(
+                "from index {} of term {} on; the node starts with them, and fetches what they \
+                 said from other replicas",
+                first.position.index.get(),
+                first.position.term.get()
+            ),
         });
     }
     let unreadable = examination.unreadable_blocks();
@@ -213,7 +229,16 @@ fn read_log(
 
 fn damage_finding(damage: &Damage, report: &RecoveryReport) -> Finding {
     let hit = report.damaged.iter().filter(|(_, places)| places.contains(damage));
-    let groups: Vec<String> = hit.map(|(group, _)| group.to_string()).collect();
+    // Of a lost entry no more may be known than where its batch starts.
+    let here = |at: &Damage| at.file == damage.file;
+    let all = report.lost_entries.values().flatten().map(|lost| &lost.damage);
+    let batches = all.filter(|at| here(at) && at.kind == DamageKind::Batch);
+    let batch = batches.map(|at| at.offset).filter(|&start| start <= damage.offset).max();
+    let meant = |at: &Damage| here(at) && (at.offset == damage.offset || Some(at.offset) == batch);
+    let lost = report.lost_entries.iter();
+    let lost = lost.filter(|(_, lost)| lost.iter().any(|lost| meant(&lost.damage)));
+    let groups: BTreeSet<_> = hit.map(|(group, _)| group).chain(lost.map(|(g, _)| g)).collect();
+    let groups: Vec<String> = groups.into_iter().map(ToString::to_string).collect();
     let detail = if groups.is_empty() {
         "no group lost what it needs to start; values in it may be lost".to_owned()
     } else {

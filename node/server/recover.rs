@@ -1,7 +1,7 @@
 //! From the files of a core to a core that goes on: its checkpoints, then its log.
 //!
-//! Damage ends here: what it costs is logged by file and place, and groups that lost something take
-//! no part. Not here: what the bytes mean (`wal`, `engine`).
+//! What damage costs is logged here by file and place. Groups that lost no more than contents of
+//! entries fetch them later; others take no part. Not here: what the bytes mean (`wal`, `engine`).
 
 use std::path::Path;
 use std::time::Instant;
@@ -44,7 +44,7 @@ pub(super) fn recover(
             recovery.mark_damaged(group, "its part of the log is damaged");
         }
     }
-    refuse_damage(shared, me, &recovery)?;
+    refuse_damage(shared, me, &recovery, &report)?;
     let core = Core::new(core_config(shared, me), recovery);
     tracing::info!(
         target: "wal",
@@ -103,8 +103,8 @@ impl Visitor for Collect<'_> {
         self.0.brief(place, group, position, bytes_behind)
     }
 
-    fn lost(&mut self, _: Place, group: GroupId, position: LogPosition) {
-        self.0.mark_damaged(group, format!("entry {} is lost", position.index));
+    fn lost(&mut self, place: Place, group: GroupId, position: LogPosition) {
+        self.0.lost(place, group, position);
     }
 }
 
@@ -114,14 +114,20 @@ fn seconds(began: Instant) -> f64 {
 }
 
 /// Tells which groups take no part. Without other replicas that is the end.
-fn refuse_damage(shared: &Shared, me: CoreAddr, recovery: &Recovery) -> Result<(), Fatal> {
-    let damaged = recovery.damaged();
+fn refuse_damage(
+    shared: &Shared,
+    me: CoreAddr,
+    recovery: &Recovery,
+    report: &RecoveryReport,
+) -> Result<(), Fatal> {
+    let mut damaged = recovery.damaged();
     for (group, why) in &damaged {
         tracing::error!(
             target: "wal", core = me.core.0, %group, why,
-            "this replica takes no part until it is repaired"
+            "this replica takes no part"
         );
     }
+    damaged.extend(report.lost_entries.keys().map(|&group| (group, String::new())));
     if damaged.is_empty() || shared.map().nodes().len() > 1 {
         return Ok(());
     }
@@ -147,6 +153,8 @@ fn log_recovery(me: CoreAddr, report: &RecoveryReport, seconds: f64) {
         bytes_read,
         healed = report.healed,
         unreadable_blocks = report.unreadable_blocks,
+        restored_batches = report.restored,
+        restored_headers = report.headers_restored,
         seconds,
         "log read"
     );
@@ -163,5 +171,18 @@ fn log_recovery(me: CoreAddr, report: &RecoveryReport, seconds: f64) {
         for damage in damages {
             tracing::error!(target: "wal", core = me.core.0, %group, "damaged: {damage}");
         }
+    }
+    for (group, lost) in &report.lost_entries {
+        let Some(first) = lost.first() else { continue };
+        tracing::warn!(
+            target: "wal",
+            core = me.core.0,
+            %group,
+            entries = lost.len(),
+            first_index = first.position.index.get(),
+            first_term = first.position.term.get(),
+            "entries are lost, other replicas have them: {}",
+            first.damage
+        );
     }
 }

@@ -188,6 +188,7 @@ impl World {
                 return self.damage(fault);
             }
             Fault::OldValue => return self.damage_old_values(),
+            Fault::LostEntry => return self.lose_entries(),
             Fault::BadCheckpoint => {
                 let host = self.rng.below(self.hosts.len() as u64) as usize;
                 return self.damage_newest_checkpoint(host);

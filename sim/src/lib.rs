@@ -18,6 +18,7 @@ pub mod invariants;
 mod io;
 mod lifecycle;
 mod lonely;
+mod lost_entries;
 mod network;
 pub mod plan;
 mod queue;

@@ -1,7 +1,7 @@
 //! Processes end and start again.
 
 use coracle_engine::{Core, CoreConfig, Effects, Recovery};
-use coracle_raft::{GroupId, LogPosition, Place, Record};
+use coracle_raft::{Entry, EntryKind, GroupId, LogPosition, Payload, Place, Record};
 use coracle_wal::{Brief, Identity, Options, Visitor};
 
 use crate::disk::SimDisk;
@@ -191,12 +191,11 @@ impl World {
             Err(error) if disk.died() => return Ok(Err(error)),
             Err(error) => return Err(self.failure("recovery", format!("{addr}: {error}"))),
         };
-        let mut records: Vec<Record> = Vec::new();
         // The records in full are for the invariants only.
-        let all = coracle_wal::inspect(&disk, Some(options.identity), &mut |_, record| {
-            records.push(record);
-        });
-        let recovered = all.and_then(|_| {
+        let mut all = All::default();
+        let looked = coracle_wal::inspect_into(&disk, Some(options.identity), &mut all);
+        let All(records) = all;
+        let recovered = looked.and_then(|_| {
             coracle_wal::recover_into(disk.clone(), options, &mut Collect(&mut recovery))
         });
         let (wal, report) = match recovered {
@@ -213,6 +212,9 @@ impl World {
         }
         let damaged = recovery.damaged();
         self.counters.groups_damaged += damaged.len() as u64;
+        let lost: usize = report.lost_entries.values().map(Vec::len).sum();
+        self.counters.entries_lost += lost as u64;
+        self.counters.batches_restored += report.restored;
         let fallback = self.hosts[host].only_checkpoint;
         let made = self.hosts[host].damaged && !fallback || self.nodes[node].amnesiac;
         if !damaged.is_empty() && !made {
@@ -313,8 +315,24 @@ impl Visitor for Collect<'_> {
         self.0.brief(brief.place, brief.group, brief.position, brief.bytes_behind)
     }
 
+    fn lost(&mut self, place: Place, group: GroupId, position: LogPosition) {
+        self.0.lost(place, group, position);
+    }
+}
+
+/// Every record. Those whose contents are lost have none.
+#[derive(Default)]
+struct All(Vec<Record>);
+
+impl Visitor for All {
+    fn record(&mut self, _: Place, record: Record) {
+        self.0.push(record);
+    }
+
     fn lost(&mut self, _: Place, group: GroupId, position: LogPosition) {
-        self.0.mark_damaged(group, format!("entry {} is lost", position.index));
+        let LogPosition { term, index } = position;
+        let (kind, payload) = (EntryKind::Command, Payload::empty());
+        self.0.push(Record::Entry { group, entry: Entry { term, index, kind, payload } });
     }
 }
 

@@ -148,6 +148,8 @@ kinds! {
     /// The newest checkpoint of a core goes bad, on any node: everything it held is there still,
     /// in the one before and the log.
     BadCheckpoint "bad-checkpoint" Mix Crash Network Disk,
+    /// Entries in the log proper of any node are damaged, different ones on different nodes.
+    LostEntry "lost-entry" Mix Crash Network Disk Rot,
     /// A key appears in the memory of one replica that no other one has.
     Stray "stray" Mix Crash Network,
     /// One node's disks are replaced by empty ones.
@@ -264,7 +266,7 @@ pub struct Plan {
 impl Fault {
     /// Whether few runs meet it.
     const fn is_rare(self) -> bool {
-        matches!(self, Self::BadCheckpoint | Self::Stray)
+        matches!(self, Self::BadCheckpoint | Self::Stray | Self::LostEntry)
     }
 }
 
@@ -318,14 +320,21 @@ impl Plan {
             _ => &[],
         };
         let mut rare = Rng::new(seed, "rare faults");
-        let rarely = |fault: &Fault| fault.is_rare() && fault.in_profile(profile);
+        let rarely = |fault: &Fault| {
+            fault.is_rare() && *fault != Fault::LostEntry && fault.in_profile(profile)
+        };
         faults.extend(Fault::ALL.iter().filter(|fault| rarely(fault) && rare.chance(0.2)));
         if faults.contains(&Fault::BadCheckpoint) && !faults.contains(&Fault::DeathAtIo) {
             faults.push(Fault::DeathAtIo);
         }
+        // What both damage, nobody might have any more.
+        let loses = Fault::LostEntry.in_profile(profile) && !faults.contains(&Fault::OldValue);
+        if loses && Rng::new(seed, "lost entries").chance(0.3) {
+            faults.push(Fault::LostEntry);
+        }
         // Where much else goes on there is less damage.
         if profile == Profile::Rot && rng.chance(0.3) {
-            let few = [Fault::Kill, Fault::PowerLoss];
+            let few = [Fault::Kill, Fault::PowerLoss, Fault::LostEntry];
             faults.retain(|fault| few.contains(fault) || wanted.contains(fault));
         }
         if !wanted.is_empty() && !faults.iter().any(|fault| wanted.contains(fault)) {

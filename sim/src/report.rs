@@ -103,6 +103,12 @@ counters! {
     lost_proposals,
     /// Replicas that stayed out because their log is damaged.
     groups_damaged,
+    /// Entries that recovery knew to have stood in damaged places.
+    entries_lost,
+    /// Damaged batches of which the next one told what stood there.
+    batches_restored,
+    /// Entries that came from other replicas because the own disk does not give them.
+    entries_fetched,
     /// Nodes that ended for good because the others refused their disk.
     refusals,
     /// Times a disk became fuller or emptier.
@@ -130,6 +136,7 @@ impl Counters {
         self.lost_proposals += stats.lost_proposals;
         self.values_damaged += stats.values_damaged;
         self.values_repaired += stats.values_repaired;
+        self.entries_fetched += stats.entries_fetched;
         self.repairs_failed += stats.repairs_failed;
     }
 

@@ -201,7 +201,11 @@ fn end_phase(world: &mut World, before: &Counters) -> Result<Counters, Failure> 
     let perhaps = |fault: &Fault| {
         matches!(
             fault,
-            Fault::Misdirect | Fault::StaleBlock | Fault::OldValue | Fault::BadCheckpoint
+            Fault::Misdirect
+                | Fault::StaleBlock
+                | Fault::OldValue
+                | Fault::BadCheckpoint
+                | Fault::LostEntry
         )
     };
     if !world.plan.faults.iter().all(perhaps) && now.faults.is_empty() {
@@ -383,7 +387,7 @@ fn settle(world: &mut World) -> Step {
 
 fn is_settled(world: &World) -> bool {
     let quiet = world.clients.iter().all(|client| client.open.is_empty());
-    let whole = |host: &crate::host::Host| !world.nodes[world.node_of_addr(host.addr)].damaged;
+    let whole = |host: &crate::host::Host| world.is_whole(world.node_of_addr(host.addr));
     let up = world.hosts.iter().filter(|host| whole(host)).all(|host| host.core.is_some());
     let agree = |group: u32| {
         let group = GroupId::new(group);
@@ -422,13 +426,14 @@ fn read_everything(world: &mut World) -> Step {
     let keys: BTreeSet<Bytes> = world.history.iter().map(|op| Arc::clone(&op.key)).collect();
     let keys: Vec<Bytes> = keys.into_iter().collect();
     read_all(world, prober, &keys)?;
-    if !world.plan.faults.contains(&Fault::OldValue) {
+    let damaged = world.nodes.iter().any(|node| node.damaged);
+    let repaired = |fault: &Fault| matches!(fault, Fault::OldValue | Fault::LostEntry);
+    if !damaged && !world.plan.faults.iter().any(repaired) {
         return Ok(());
     }
     // What was damaged at one replica must be whole there again.
     world.clients[prober].stays_with_replica = true;
-    let whole = |node: &usize| !world.nodes[*node].damaged && !world.nodes[*node].amnesiac;
-    let nodes: Vec<usize> = (0..world.nodes.len()).filter(whole).collect();
+    let nodes: Vec<usize> = (0..world.nodes.len()).filter(|&node| world.is_whole(node)).collect();
     for node in nodes {
         world.open_hosts = world.hosts_of(node).collect();
         read_all(world, prober, &keys)?;

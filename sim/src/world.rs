@@ -257,6 +257,18 @@ impl World {
         host / usize::from(self.plan.cores)
     }
 
+    /// Whether a node has all that it should have, in the end: none of its disks was damaged, or it
+    /// takes part with every group all the same, since what was lost can be had from others.
+    pub(crate) fn is_whole(&self, node: usize) -> bool {
+        let state = &self.nodes[node];
+        let hosts_all = |host: usize| {
+            let core = self.hosts[host].core.as_ref();
+            let hosted = core.map(|core| core.groups_hosted().count());
+            hosted == Some(self.map.groups_on(self.hosts[host].addr).count())
+        };
+        !state.damaged || (!state.amnesiac && self.hosts_of(node).all(hosts_all))
+    }
+
     /// The hosts of a node.
     pub(crate) fn hosts_of(&self, node: usize) -> std::ops::Range<usize> {
         let cores = usize::from(self.plan.cores);
