@@ -1,7 +1,6 @@
 //! Batches: records go in, one write comes out, and its completion makes them durable.
 
 use std::io;
-use std::mem;
 
 use coracle_raft::{BatchSeq, Bug, GroupId, Payload, Place, Record, planted};
 use coracle_ring::AlignedBuf;
@@ -40,7 +39,7 @@ pub(crate) struct Batch {
     pub(crate) lsn: Lsn,
     /// Bytes used; the header's are counted from the start.
     pub(crate) used: usize,
-    /// Bytes it may use, the echo of the batch before it apart.
+    /// Bytes it may use, its echo apart.
     limit: usize,
     salt: u64,
     seed: u32,
@@ -302,7 +301,7 @@ impl<D: Disk> Wal<D> {
             lsn: batch.lsn.plus(batch.used as u64),
         };
         batch.put(&header, bytes, size);
-        self.told.push(&header);
+        self.echoes.push(&header);
         let segment = batch.segment;
         let mut used_more = 0;
         match kind {
@@ -355,7 +354,9 @@ impl<D: Disk> Wal<D> {
             return;
         }
         self.close();
-        let echo = record_bytes(self.echo.1.encoded_bytes());
+        let (kind, payload) = &mut self.echo;
+        *kind = self.echoes.encode(payload);
+        let echo = record_bytes(payload.len());
         // A segment starts with a record of its own.
         let log_start = if self.restating { RECORD_HEADER_BYTES } else { 0 };
         let needed = aligned((BATCH_HEADER_BYTES + log_start + size + echo) as u64);
@@ -369,25 +370,20 @@ impl<D: Disk> Wal<D> {
         self.open_batch(bytes, bytes - echo);
     }
 
-    /// Ends the open batch, if there is one, with the echo of the one before it.
+    /// Ends the open batch, if there is one, with the echo of those before it.
     fn close(&mut self) {
         let Some(mut batch) = self.open.take() else { return };
-        let (of, echo) = &mut self.echo;
-        let mut payload = mem::take(&mut self.echo_bytes);
-        echo.encode(&mut payload);
+        let (kind, payload) = &self.echo;
         let header = RecordHeader {
             group: GroupId::new(0),
             seq: 0,
-            kind: RecordKind::Echo { of: *of, whole: echo.is_whole() },
+            kind: *kind,
             payload_len: payload.len() as u32,
-            payload_crc: crc32c::crc32c(&payload),
+            payload_crc: crc32c::crc32c(payload),
             offset: batch.used as u32,
         };
-        batch.put(&header, &payload, record_bytes(payload.len()));
-        self.echo_bytes = payload;
-        *of = batch.lsn;
-        mem::swap(echo, &mut self.told);
-        self.told.clear();
+        batch.put(&header, payload, record_bytes(payload.len()));
+        self.echoes.close(batch.lsn, batch.lsn.plus(aligned(batch.used as u64)));
         self.next_offset = batch.offset + aligned(batch.used as u64);
         self.closed.push_back(batch);
     }

@@ -1,17 +1,25 @@
-//! Each batch repeats what stands in the batch before it, without the contents.
+//! Each batch repeats what stands in the batches before it, without the contents: in the last one
+//! always, in those before that as far as they are small.
 //!
-//! So damage of one batch, whatever it takes with it, leaves no doubt about whose records were lost
-//! and which: terms, votes and bases come back from the echo, and of entries it is known that they
-//! were there, so that only their contents must be fetched from other replicas. Damage of two
-//! batches in a row leaves the first one in doubt. After Alagappan et al., "Protocol-Aware Recovery
-//! for Consensus-Based Storage", FAST 2018, §3.3: what identifies an entry is stored apart from it.
+//! So damage of a few blocks, whatever it takes with it, leaves no doubt about whose records were
+//! lost and which: terms, votes and bases come back from the echo, and of entries it is known that
+//! they were there, so that only their contents must be fetched from other replicas. After
+//! Alagappan et al., "Protocol-Aware Recovery for Consensus-Based Storage", FAST 2018, §3.3: what
+//! identifies an entry is stored apart from it.
+
+use std::collections::VecDeque;
 
 use coracle_raft::GroupId;
 
-use crate::format::{RecordHeader, RecordKind, put_u32, put_u64, u32_at, u64_at};
+use crate::format::{Lsn, RecordHeader, RecordKind, put_u32, put_u64, u32_at, u64_at};
 
 /// Bytes of one part.
 pub(crate) const PART_BYTES: usize = 40;
+/// Bytes of log that an echo covers at most, unless the last batch alone is longer.
+const WINDOW_BYTES: u64 = 64 << 10;
+/// Parts of an echo at most, unless the last batch alone has more: about as much as small batches
+/// leave free in their last block.
+const WINDOW_PARTS: usize = 24;
 
 /// Consecutive records of one group that differ by their numbers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +47,8 @@ impl Part {
         kind
     }
 
-    /// Whether the record is the next one.
-    fn goes_on_with(&self, header: &RecordHeader) -> bool {
+    /// Whether these records are the next ones.
+    fn goes_on_with(&self, next: &Self) -> bool {
         let runs = match self.kind {
             RecordKind::Entry { .. } | RecordKind::State | RecordKind::Value => true,
             RecordKind::HardState(_)
@@ -49,9 +57,9 @@ impl Part {
             | RecordKind::LogStart { .. }
             | RecordKind::Echo { .. } => false,
         };
-        runs && self.group == header.group
-            && self.seq + u64::from(self.count) == header.seq
-            && self.kind_at(self.count) == header.kind
+        runs && self.group == next.group
+            && self.seq + u64::from(self.count) == next.seq
+            && self.kind_at(self.count) == next.kind
     }
 
     /// Its records, without contents.
@@ -69,54 +77,80 @@ impl Part {
 
 /// What stands in one batch.
 #[derive(Clone, Debug)]
-pub(crate) struct Echo {
+struct Told {
+    lsn: Lsn,
+    /// Those of one group in their order.
     parts: Vec<Part>,
-    parts_max: usize,
     /// Whether all records are in `parts`.
-    whole: bool,
+    is_whole: bool,
 }
 
-impl Echo {
-    /// Of a batch without records; it will tell of at most `parts_max` parts.
+/// What stands in the newest batches.
+#[derive(Clone, Debug)]
+pub(crate) struct Echoes {
+    parts_max: usize,
+    /// Those that are full, oldest first.
+    batches: VecDeque<Told>,
+    /// The one that is being filled.
+    open: Vec<Part>,
+    is_whole: bool,
+}
+
+impl Echoes {
+    /// Of no batches. No echo will have more than `parts_max` parts.
     pub(crate) const fn new(parts_max: usize) -> Self {
-        Self { parts: Vec::new(), parts_max, whole: true }
+        Self { parts_max, batches: VecDeque::new(), open: Vec::new(), is_whole: true }
     }
 
-    /// Takes note of the next record.
+    /// Takes note of the next record of the batch that is being filled.
     pub(crate) fn push(&mut self, header: &RecordHeader) {
-        let has_room = self.parts.len() < self.parts_max;
-        match self.parts.last_mut() {
-            _ if header.kind.is_of_no_group() || !self.whole => {}
-            Some(last) if last.goes_on_with(header) => last.count += 1,
-            _ if has_room => self.parts.push(Part::of(header)),
-            _ => self.give_up(),
+        if header.kind.is_of_no_group() || !self.is_whole {
+            return;
+        }
+        put(&mut self.open, Part::of(header));
+        if self.open.len() > self.parts_max {
+            self.give_up();
         }
     }
 
-    /// Not all that stands in the batch is known.
+    /// Not all that stands in the batch that is being filled is known.
     pub(crate) fn give_up(&mut self) {
-        self.parts.clear();
-        self.whole = false;
+        self.open.clear();
+        self.is_whole = false;
     }
 
-    /// Begins with the next batch.
-    pub(crate) fn clear(&mut self) {
-        self.parts.clear();
-        self.whole = true;
+    /// The batch at `lsn` is full, and ends before `end`.
+    pub(crate) fn close(&mut self, lsn: Lsn, end: Lsn) {
+        let parts = std::mem::take(&mut self.open);
+        let is_whole = std::mem::replace(&mut self.is_whole, true);
+        self.batches.push_back(Told { lsn, parts, is_whole });
+        let near = |told: &Told| end.get().saturating_sub(told.lsn.get()) <= WINDOW_BYTES;
+        while self.batches.len() > 1 && !self.batches.front().is_some_and(near) {
+            self.batches.pop_front();
+        }
     }
 
-    pub(crate) const fn is_whole(&self) -> bool {
-        self.whole
-    }
-
-    /// Bytes of [`Echo::encode`].
-    pub(crate) fn encoded_bytes(&self) -> usize {
-        self.parts.len() * PART_BYTES
-    }
-
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.clear();
-        for part in &self.parts {
+    /// What the next batch will say: a record and its payload, which is put into `payload`.
+    pub(crate) fn encode(&self, payload: &mut Vec<u8>) -> RecordKind {
+        payload.clear();
+        let Some(last) = self.batches.back() else {
+            return RecordKind::Echo { of: Lsn::ZERO, whole: true };
+        };
+        let (mut of, mut parts) = (last.lsn, last.parts.clone());
+        for from in (0..self.batches.len() - 1).rev() {
+            if !last.is_whole || !self.batches[from].is_whole {
+                break;
+            }
+            let mut more = Vec::with_capacity(WINDOW_PARTS);
+            for told in self.batches.range(from..) {
+                told.parts.iter().for_each(|&part| put(&mut more, part));
+            }
+            if more.len() > WINDOW_PARTS.min(self.parts_max) {
+                break;
+            }
+            (of, parts) = (self.batches[from].lsn, more);
+        }
+        for part in parts {
             let (kind, detail, term, index) = part.kind.to_raw();
             let mut bytes = [0; PART_BYTES];
             (bytes[0], bytes[1]) = (kind, detail);
@@ -125,8 +159,17 @@ impl Echo {
             put_u64(&mut bytes, 16, term);
             put_u64(&mut bytes, 24, index);
             put_u32(&mut bytes, 32, part.count);
-            out.extend_from_slice(&bytes);
+            payload.extend_from_slice(&bytes);
         }
+        RecordKind::Echo { of, whole: last.is_whole }
+    }
+}
+
+/// Adds a part: to the last one of its group, if it goes on there.
+fn put(parts: &mut Vec<Part>, part: Part) {
+    match parts.iter_mut().rev().find(|last| last.group == part.group) {
+        Some(last) if last.goes_on_with(&part) => last.count += part.count,
+        _ => parts.push(part),
     }
 }
 
@@ -168,15 +211,18 @@ mod tests {
         RecordKind::Entry { kind: EntryKind::Command, position }
     }
 
-    fn headers_of(echo: &Echo) -> Vec<RecordHeader> {
+    fn decoded(echoes: &Echoes) -> (RecordKind, Vec<RecordHeader>) {
         let mut bytes = Vec::new();
-        echo.encode(&mut bytes);
-        assert_eq!(bytes.len(), echo.encoded_bytes());
+        let kind = echoes.encode(&mut bytes);
         let parts = decode(&bytes, 1000).unwrap();
-        parts.into_iter().flat_map(Part::headers).collect()
+        (kind, parts.into_iter().flat_map(Part::headers).collect())
     }
 
-    /// Runs become one part each; whatever was pushed comes back in its order.
+    fn echo(of: u64) -> RecordKind {
+        RecordKind::Echo { of: Lsn::new(of), whole: true }
+    }
+
+    /// Runs become one part each; whatever was pushed comes back, each group in its order.
     #[test]
     fn runs_are_told_as_one() {
         let vote = HardState { term: Term::new(4), vote: Some(NodeId::new(2)) };
@@ -195,24 +241,53 @@ mod tests {
             header(3, 4, RecordKind::Purge { base, restart: true }),
             header(3, 5, RecordKind::Reset),
         ];
-        let mut echo = Echo::new(100);
-        records.iter().for_each(|record| echo.push(record));
-        assert_eq!(echo.parts.len(), 10);
-        assert_eq!(headers_of(&echo), records);
+        let mut echoes = Echoes::new(100);
+        assert_eq!(decoded(&echoes), (echo(0), vec![]));
+        records.iter().for_each(|record| echoes.push(record));
+        assert_eq!(echoes.open.len(), 9);
+        echoes.close(Lsn::new(4096), Lsn::new(8192));
+        let (kind, mut told) = decoded(&echoes);
+        assert_eq!(kind, echo(4096));
+        told.sort_by_key(|header| (header.group, header.seq));
+        let mut wanted = records;
+        wanted.sort_by_key(|header| (header.group, header.seq));
+        assert_eq!(told, wanted);
+    }
+
+    /// Small batches are repeated for 64 KiB, as long as there are few parts.
+    #[test]
+    fn echoes_reach_back_over_small_batches() {
+        let mut echoes = Echoes::new(100);
+        let mut seq = 0;
+        let mut next = |echoes: &mut Echoes, at: u64, blocks: u64, groups: u32| {
+            seq += 1;
+            (0..groups).for_each(|group| echoes.push(&header(group, seq, entry(1, seq))));
+            echoes.close(Lsn::new(at * 4096), Lsn::new((at + blocks) * 4096));
+            let (kind, told) = decoded(echoes);
+            (kind, told.len())
+        };
+        for at in 1..=16 {
+            assert_eq!(next(&mut echoes, at, 1, 2), (echo(4096), 2 * at as usize));
+        }
+        assert_eq!(next(&mut echoes, 17, 1, 2), (echo(8192), 32), "64 KiB are full");
+        assert_eq!(next(&mut echoes, 18, 1, 30), (echo(18 * 4096), 30), "too many parts");
+        assert_eq!(next(&mut echoes, 19, 1, 1), (echo(19 * 4096), 1), "with those before it");
+        assert_eq!(next(&mut echoes, 20, 100, 3), (echo(20 * 4096), 3), "it is large");
+        assert_eq!(next(&mut echoes, 120, 1, 3), (echo(120 * 4096), 3));
+        assert_eq!(next(&mut echoes, 121, 1, 3), (echo(120 * 4096), 6));
     }
 
     #[test]
     fn too_many_parts_are_not_told() {
-        let mut echo = Echo::new(2);
-        (0..5).for_each(|n| echo.push(&header(1, n, entry(1, n))));
-        assert!(echo.is_whole() && headers_of(&echo).len() == 5);
-        echo.push(&header(2, 1, entry(1, 1)));
-        echo.push(&header(3, 1, entry(1, 1)));
-        assert_eq!((echo.is_whole(), echo.encoded_bytes()), (false, 0));
-        echo.push(&header(3, 2, entry(1, 2)));
-        assert_eq!(echo.encoded_bytes(), 0);
-        echo.clear();
-        assert!(echo.is_whole());
+        let mut echoes = Echoes::new(2);
+        (0..5).for_each(|n| echoes.push(&header(1, n, entry(1, n))));
+        (1..4).for_each(|group| echoes.push(&header(group, 9, RecordKind::Reset)));
+        echoes.close(Lsn::new(4096), Lsn::new(8192));
+        let nothing = RecordKind::Echo { of: Lsn::new(4096), whole: false };
+        assert_eq!(decoded(&echoes), (nothing, vec![]));
+        echoes.push(&header(1, 10, entry(1, 5)));
+        echoes.close(Lsn::new(8192), Lsn::new(12288));
+        assert_eq!(decoded(&echoes).0, echo(8192), "not what is before it");
     }
 
     proptest! {

@@ -8,8 +8,8 @@ use coracle_raft::{BatchSeq, GroupId};
 use coracle_ring::AlignedBuf;
 
 use crate::batch::{Batch, InFlight};
-use crate::echo::Echo;
-use crate::format::{BLOCK_BYTES, Lsn, SegmentHeader};
+use crate::echo::Echoes;
+use crate::format::{BLOCK_BYTES, Lsn, RecordKind, SegmentHeader};
 use crate::groups::{Before, Group, GroupMap};
 use crate::segment::SegmentId;
 use crate::{Disk, Options};
@@ -35,12 +35,10 @@ pub struct Wal<D: Disk> {
     /// Where the last placed batch starts.
     pub(crate) prev: Lsn,
     pub(crate) open: Option<Batch>,
-    /// What stands in the open batch.
-    pub(crate) told: Echo,
-    /// What stands in the batch before it, and where that starts.
-    pub(crate) echo: (Lsn, Echo),
-    /// Spare.
-    pub(crate) echo_bytes: Vec<u8>,
+    /// What stands in the newest batches.
+    pub(crate) echoes: Echoes,
+    /// What the open batch will say of those before it.
+    pub(crate) echo: (RecordKind, Vec<u8>),
     /// Full batches that wait for their turn, oldest first.
     pub(crate) closed: VecDeque<Batch>,
     pub(crate) inflight: VecDeque<InFlight>,
@@ -121,7 +119,7 @@ impl<D: Disk> Wal<D> {
     pub(crate) fn new(disk: D, options: Options, next_number: u64, next_first_lsn: Lsn) -> Self {
         let salts = Salts::new(options.salt_seed);
         let payload_bytes_max = options.payload_bytes_max();
-        let nothing = Echo::new(options.echo_parts_max());
+        let echoes = Echoes::new(options.echo_parts_max());
         Self {
             disk,
             options,
@@ -133,9 +131,8 @@ impl<D: Disk> Wal<D> {
             next_offset: 0,
             prev: Lsn::ZERO,
             open: None,
-            told: nothing.clone(),
-            echo: (Lsn::ZERO, nothing),
-            echo_bytes: Vec::new(),
+            echoes,
+            echo: (RecordKind::Echo { of: Lsn::ZERO, whole: true }, Vec::new()),
             closed: VecDeque::new(),
             inflight: VecDeque::new(),
             pool: Vec::new(),

@@ -198,11 +198,14 @@ fn value_segment_without_a_header_is_told_and_harms_no_group() {
     type Harm = fn(&MemDisk, &str);
     let harms: [(&str, Harm, bool); 6] = [
         (
-            "both copies and the first batch",
-            |disk, file| [20, 2068, 4116].into_iter().for_each(|at| disk.flip(file, at, 1)),
+            "both copies and the heads of all batches",
+            |disk, file| {
+                let batches = (1..8).map(|block| 4096 * block + 20);
+                [20, 2068].into_iter().chain(batches).for_each(|at| disk.flip(file, at, 1));
+            },
             true,
         ),
-        ("unreadable", |disk, file| disk.make_unreadable(file, 0..8192), true),
+        ("unreadable", |disk, file| disk.make_unreadable(file, 0..32 << 10), true),
         ("header only", |disk, file| disk.make_unreadable(file, 0..4096), false),
         ("zeros", |disk, file| disk.set_contents(file, vec![0; 32 << 10]), true),
         ("empty", |disk, file| disk.set_contents(file, Vec::new()), true),

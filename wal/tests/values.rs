@@ -106,7 +106,7 @@ fn damaged_or_short_reads_of_a_value_are_refused() {
 fn scan_of_a_segment_is_what_was_appended_there() {
     let mut store = Store::new();
     store.commit(&[vote(1, 1, 1), state(1, &[3; 60]), entry(1, 1, 1, 0), entry(1, 1, 2, 33)]);
-    store.commit(&[value(2, &[1; 6000]), value(1, b""), entry(1, 1, 3, 12_000), purge(1, 1, 1)]);
+    store.commit(&[value(2, &[1; 6000]), value(1, b""), entry(1, 1, 3, 8000), purge(1, 1, 1)]);
     store.commit(&[value(2, &[1; 60])]);
     assert_eq!(store.rig.wal.locate_scan(1, 0, 4096), None, "it is the active one");
     for at in 4..=30 {

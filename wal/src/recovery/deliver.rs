@@ -5,7 +5,7 @@ use coracle_raft::{BatchSeq, Bug, EntryKind, GroupId, HardState, Place, Record, 
 use super::evidence::{Evidence, GroupEvidence, each_piece};
 use super::restore::Restored;
 use super::salvage::Piece;
-use super::scan::{Reader, Span, Survey};
+use super::scan::{Reader, Survey};
 use super::visit::{Brief, Visitor};
 use crate::format::{Lsn, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::groups::{Group, GroupMap, Spot};
@@ -30,13 +30,14 @@ pub(crate) fn deliver<D: Disk>(
     let mut delivered = Delivered::default();
     let end = survey.spans.last().map_or(Lsn::ZERO, |span| span.lsn.plus(span.end - span.offset));
     for (at, span) in survey.spans.iter().enumerate() {
-        let home = Home { survey, span, end };
-        if let Some(records) = evidence.restored.get(&at) {
+        if let Some(records) = evidence.restored.of_span(at) {
             for record in records {
+                let home = Home { survey, segment: record.segment, batch: record.batch, end };
                 delivered.restored(reader, record, &home, evidence, visitor)?;
             }
             continue;
         }
+        let home = Home { survey, segment: span.segment, batch: span.offset, end };
         if let Some(headers) = survey.noted(span) {
             for header in headers {
                 let Some(spot) = delivered.place(header, &home, evidence, visitor) else {
@@ -45,7 +46,7 @@ pub(crate) fn deliver<D: Disk>(
                 if spot.len as usize > RECORD_HEADER_BYTES && home.brief(header, &spot, visitor) {
                     continue;
                 }
-                let payload = reload(reader, survey, span, header)?;
+                let payload = reload(reader, &home, header)?;
                 hand_out(header, payload, &spot, visitor);
             }
             continue;
@@ -53,7 +54,7 @@ pub(crate) fn deliver<D: Disk>(
         each_piece(reader, survey, span, &mut |piece| {
             let Piece::Record { header, payload, payload_ok } = piece else { return };
             if !payload_ok {
-                return delivered.lost(&header, &home, evidence, visitor);
+                return delivered.lost(&header, home.spot(&header), evidence, visitor);
             }
             let Some(spot) = delivered.place(&header, &home, evidence, visitor) else { return };
             if spot.len as usize == RECORD_HEADER_BYTES || !home.brief(&header, &spot, visitor) {
@@ -67,21 +68,21 @@ pub(crate) fn deliver<D: Disk>(
 /// Reads the content of a record for the second time.
 fn reload<'a, D: Disk>(
     reader: &'a mut Reader<'_, D>,
-    survey: &Survey,
-    span: &Span,
+    home: &Home<'_>,
     header: &RecordHeader,
 ) -> Result<&'a [u8], RecoverError> {
     if header.payload_len == 0 {
         return Ok(&[]);
     }
-    let name = &survey.segments[span.segment].name;
+    let segments = &home.survey.segments;
+    let name = &segments[home.segment].name;
     let changed = || {
         let text = "it was whole a moment ago";
         std::io::Error::new(std::io::ErrorKind::InvalidData, text)
     };
     let error = reader.error("read again", name, changed());
-    let bytes = reader.load(&survey.segments, span.segment)?;
-    let start = span.offset as usize + header.offset as usize + RECORD_HEADER_BYTES;
+    let bytes = reader.load(segments, home.segment)?;
+    let start = home.batch as usize + header.offset as usize + RECORD_HEADER_BYTES;
     let payload = bytes.get(start..start + header.payload_len as usize);
     match payload.filter(|payload| crc32c::crc32c(payload) == header.payload_crc) {
         Some(payload) => Ok(payload),
@@ -98,19 +99,23 @@ fn hand_out(header: &RecordHeader, payload: &[u8], spot: &Spot, visitor: &mut dy
 /// Where a batch stands.
 struct Home<'a> {
     survey: &'a Survey,
-    span: &'a Span,
+    /// Index of the segment.
+    segment: usize,
+    /// Where the batch starts in it.
+    batch: u64,
     /// The end of the log.
     end: Lsn,
 }
 
 impl Home<'_> {
     fn spot(&self, header: &RecordHeader) -> Spot {
+        let segment = &self.survey.segments[self.segment];
         Spot {
-            segment: self.survey.segments[self.span.segment].id,
-            batch: self.span.offset as u32,
+            segment: segment.id,
+            batch: self.batch as u32,
             offset: header.offset,
             len: header.record_bytes() as u32,
-            lsn: self.span.lsn.plus(u64::from(header.offset)),
+            lsn: segment.first_lsn.plus(self.batch + u64::from(header.offset)),
         }
     }
 
@@ -187,12 +192,12 @@ impl Delivered {
     fn lost(
         &mut self,
         header: &RecordHeader,
-        home: &Home<'_>,
+        spot: Spot,
         evidence: &Evidence,
         visitor: &mut dyn Visitor,
     ) {
         let RecordKind::Entry { position, .. } = header.kind else { return };
-        let spot = Spot { len: 0, ..home.spot(header) };
+        let spot = Spot { len: 0, ..spot };
         if self.put(header, spot, evidence, visitor) {
             visitor.lost(spot.place(), header.group, position);
         }
@@ -207,23 +212,23 @@ impl Delivered {
         evidence: &Evidence,
         visitor: &mut dyn Visitor,
     ) -> Result<(), RecoverError> {
-        let Restored { header, is_found, whole } = record;
+        let Restored { header, lsn, is_found, is_whole, .. } = record;
         let is_vote = matches!(header.kind, RecordKind::HardState(_));
         if is_vote && planted(Bug::EchoedVoteDropped) {
             return Ok(());
         }
-        if !whole {
-            self.lost(header, home, evidence, visitor);
+        let mut spot = Spot { lsn: *lsn, ..home.spot(header) };
+        if !is_whole {
+            self.lost(header, spot, evidence, visitor);
             return Ok(());
         }
-        let mut spot = home.spot(header);
         if !is_found {
             spot.len = 0;
         }
         if !self.put(header, spot, evidence, visitor) {
             return Ok(());
         }
-        let payload = reload(reader, home.survey, home.span, header)?;
+        let payload = reload(reader, home, header)?;
         hand_out(header, payload, &spot, visitor);
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use coracle_raft::{Bug, EntryKind, GroupId, LogIndex, LogPosition, planted};
 
 use super::report::{Damage, DamageKind, LostEntry, RecoveryReport};
-use super::restore::Restored;
+use super::restore::{Restorations, Restored};
 use super::salvage::{Frame, Piece, pieces};
 use super::scan::{Reader, Span, SpanKind, Survey};
 use crate::format::{Lsn, RecordHeader, RecordKind};
@@ -23,8 +23,8 @@ pub(crate) struct Evidence {
     pub(crate) groups: BTreeMap<GroupId, GroupEvidence>,
     /// Places where records of unknown groups were lost, in log order.
     pub(crate) events: Vec<Loss>,
-    /// What stood in damaged spans, by their index, if that is known.
-    pub(crate) restored: BTreeMap<usize, Vec<Restored>>,
+    /// What stood in damaged spans, as far as that is known.
+    pub(crate) restored: Restorations,
     records: u64,
 }
 
@@ -79,7 +79,7 @@ impl GroupEvidence {
 pub(crate) fn gather<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
-    restored: BTreeMap<usize, Vec<Restored>>,
+    restored: Restorations,
     report: &mut RecoveryReport,
 ) -> Result<Evidence, RecoverError> {
     let mut evidence = Evidence::default();
@@ -91,16 +91,20 @@ pub(crate) fn gather<D: Disk>(
             segment: segment.id,
             damage: Damage { file: file.clone(), offset, kind },
         };
-        if let Some(records) = restored.get(&at) {
-            report.restored += 1;
-            for Restored { header, is_found, whole } in records {
-                let offset = span.offset + u64::from(header.offset);
-                let loss = || match is_found {
-                    true => loss_at(offset, DamageKind::Payload),
-                    false => loss_at(span.offset, DamageKind::Batch),
+        if let Some(records) = restored.of_span(at) {
+            report.restored += u64::from(!matches!(span.kind, SpanKind::Whole(_)));
+            for Restored { header, segment, batch, lsn, is_found, is_whole } in records {
+                let home = &survey.segments[*segment];
+                let (kind, offset) = match is_found {
+                    true => (DamageKind::Payload, batch + u64::from(header.offset)),
+                    false => (DamageKind::Batch, span.offset),
                 };
-                let lsn = segment.first_lsn.plus(offset);
-                evidence.record(header, *whole, lsn, &loss);
+                let loss = || Loss {
+                    lsn: *lsn,
+                    segment: home.id,
+                    damage: Damage { file: reader.disk.display(&home.name), offset, kind },
+                };
+                evidence.record(header, *is_whole, *lsn, &loss);
             }
             continue;
         }

@@ -73,9 +73,9 @@ pub fn recover_into<D: Disk>(
     let groups = deliver::deliver(&mut reader, &survey, &evidence, visitor)?;
     report.unreadable_blocks = reader.unreadable_blocks();
     report.bytes_read = reader.bytes_read();
-    let echo = restore::last_batch(&mut reader, &survey, options.echo_parts_max())?;
+    let echoes = restore::last_batch(&mut reader, &survey, options.echo_parts_max())?;
     let mut wal = repair::open(disk.clone(), options, &survey, groups, &evidence, &mut report)?;
-    wal.echo = (wal.prev, echo);
+    wal.echoes = echoes;
     Ok((wal, report))
 }
 

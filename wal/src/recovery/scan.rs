@@ -20,6 +20,9 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Bytes of one read: a disk that is asked for less at a time is slower.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// A segment without a header is told by its first batch, or one that starts before this.
+const SEARCHED_BYTES: u64 = 64 << 10;
+
 /// No segment is longer, whatever its file says.
 const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 
@@ -28,9 +31,9 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 pub(crate) struct SegmentScan {
     pub(crate) id: SegmentId,
     pub(crate) name: String,
-    /// None if both copies are damaged and the first batch does not tell either.
+    /// None if both copies are damaged and no batch tells.
     pub(crate) header: Option<SegmentHeader>,
-    /// Both copies are damaged; `header` is what the first batch says.
+    /// Both copies are damaged; `header` is what a batch says.
     pub(crate) told_by_batch: bool,
     pub(crate) first_lsn: Lsn,
     /// Positions it takes in the log.
@@ -290,8 +293,11 @@ fn open_segment<D: Disk>(
     let header = match SegmentHeader::decode(&read(0)) {
         Ok(header) => Some(header),
         Err(SegmentHeaderError::Damaged) => {
-            let batch = BatchHeader::decode_anywhere(&read(BLOCK));
-            let header = batch.and_then(|batch| header_told_by(&batch, id, file_bytes));
+            let mut places = (BLOCK..file_bytes.min(SEARCHED_BYTES)).step_by(BLOCK_BYTES);
+            let header = places.find_map(|at| {
+                let batch = BatchHeader::decode_anywhere(&read(at))?;
+                header_told_by(&batch, at, id, file_bytes)
+            });
             told_by_batch = header.is_some();
             header
         }
@@ -322,10 +328,15 @@ fn open_segment<D: Disk>(
     })
 }
 
-/// The header of a segment in which only the first batch tells salt and position. Whether it is not
-/// a remnant of earlier times is seen when the segments are joined.
-fn header_told_by(batch: &BatchHeader, id: SegmentId, file_bytes: u64) -> Option<SegmentHeader> {
-    let first_lsn = Lsn::new(batch.lsn.get().checked_sub(BLOCK)?);
+/// The header of a segment in which only a batch, at `offset`, tells salt and position. Whether it
+/// is not a remnant of earlier times is seen when the segments are joined.
+fn header_told_by(
+    batch: &BatchHeader,
+    offset: u64,
+    id: SegmentId,
+    file_bytes: u64,
+) -> Option<SegmentHeader> {
+    let first_lsn = Lsn::new(batch.lsn.get().checked_sub(offset)?);
     Some(SegmentHeader {
         identity: Identity::default(),
         number: id.number(),
@@ -378,7 +389,7 @@ fn place<D: Disk>(
     Ok(())
 }
 
-/// What the first batch said cannot be.
+/// What the batch said cannot be.
 fn forget_header(segment: &mut SegmentScan) {
     (segment.header, segment.told_by_batch, segment.first_lsn) = (None, false, Lsn::ZERO);
 }
@@ -439,14 +450,17 @@ pub(super) fn walk(at: usize, segment: &SegmentScan, bytes: &[u8]) -> (Vec<Span>
 pub(super) fn link(segments: &[SegmentScan], start: usize, parts: Vec<Vec<Span>>) -> Vec<Span> {
     let used = parts.iter().rposition(|part| !part.is_empty()).map_or(0, |last| last + 1);
     let mut spans: Vec<Span> = Vec::new();
-    for (at, mut part) in (start..).zip(parts.into_iter().take(used)) {
+    let named = |part: &Vec<Span>| part.first()?.batch().map(|batch| batch.prev);
+    let named: Vec<Option<Lsn>> = parts.iter().skip(1).map(named).chain([None]).collect();
+    for ((at, mut part), next_names) in (start..).zip(parts).zip(named).take(used) {
         if part.is_empty() {
             // Later segments are in use: this one was too.
             part.push(hole_behind(segments, at, BLOCK));
         }
-        let first = part.first().and_then(Span::batch);
-        let follows = |last: &Span| first.is_some_and(|first| first.prev == last.lsn);
-        if segments[at].told_by_batch && !spans.last().is_none_or(follows) {
+        let follows = |first: &BatchHeader| spans.last().is_none_or(|last| first.prev == last.lsn);
+        let is_tied = part.first().and_then(Span::batch).is_some_and(follows)
+            || part.last().is_some_and(|last| next_names == Some(last.lsn));
+        if segments[at].told_by_batch && !is_tied {
             // What told its salt may be a remnant of a write that was cut off.
             part = vec![blind(at, &segments[at])];
         }

@@ -70,6 +70,11 @@ pub fn vote(of: u32, term: u64, vote: u32) -> Record {
     Record::HardState { group: group(of), hard_state: HardState { term: Term::new(term), vote } }
 }
 
+/// Records of more groups, from 11 on, than an echo tells of together with other batches.
+pub fn wide() -> Vec<Record> {
+    (11..=35).map(|of| entry(of, 1, 1, 9)).collect()
+}
+
 pub fn purge(of: u32, term: u64, at: u64) -> Record {
     Record::Purge { group: group(of), base: position(term, at) }
 }
