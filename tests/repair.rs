@@ -1,13 +1,18 @@
-//! Values that rot on the disks of real nodes are fetched from the other nodes.
+//! Values and entries that rot on the disks of real nodes are fetched from the other nodes.
 
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use common::client::Client;
 use common::stored::{check_with, files, flip, in_flight, info, value, write};
-use common::{Cluster, Node, Options, wait_until};
+use common::{CORACLE, Cluster, Node, Options, wait_until};
 use coracle_engine::Reply;
 
 const KEYS: usize = 300;
@@ -152,4 +157,68 @@ fn values_that_rot_on_all_nodes_are_repaired() {
         check_with(&mut reader(node), &keys, &want);
     }
     assert!(count(&cluster, "coracle_values_repaired") > 100);
+}
+
+/// Where the entries that write these keys stand in the log of a node that is down.
+fn entries(node: &Node) -> BTreeMap<String, (PathBuf, u64)> {
+    let dir = node.data_dir.to_str().expect("UTF-8");
+    let dump = Command::new(CORACLE).args(["ctl", "wal", "dump", dir, "--json"]).output();
+    let dump = String::from_utf8(dump.expect("it runs").stdout).expect("UTF-8");
+    let entry = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("a line is JSON");
+        let (segment, offset) = (line["segment"].as_u64()?, line["offset"].as_u64()?);
+        let file = node.data_dir.join(format!("core-0/{segment:010}.seg"));
+        Some((line["keys"][0].as_str()?.to_owned(), (file, offset)))
+    };
+    dump.lines().filter_map(entry).collect()
+}
+
+/// Contents and headers of entries rot in the log proper of all nodes while they are down, and on
+/// one of them 24 KiB in a row. All take part at once, and each has everything again.
+#[test]
+fn entries_that_rot_on_all_nodes_are_fetched() {
+    const LEN: usize = 1500;
+    const HEADER: u64 = 48;
+    let keys = Cluster::keys("entry", 240);
+    let mut cluster = Cluster::start(&Options::default());
+    // Small batches: one at a time.
+    let mut client = cluster.nodes[0].client();
+    keys.iter().for_each(|key| write(&mut client, std::slice::from_ref(key), 1, LEN));
+    // The logs say that all of it is durable, once they are idle.
+    thread::sleep(Duration::from_millis(500));
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    for (place, node) in cluster.nodes.iter().enumerate() {
+        let entries = entries(node);
+        for (n, key) in keys.iter().enumerate().filter(|(n, _)| n % 3 == place) {
+            let (file, offset) = &entries[key];
+            flip(file, offset + if n % 2 == 0 { HEADER + 700 } else { 20 });
+        }
+        if place == 1 {
+            let (file, offset) = &entries[&keys[120]];
+            let file = OpenOptions::new().write(true).open(file).expect("open");
+            file.write_all_at(&[0; 24 << 10], offset & !4095).expect("write");
+        }
+    }
+    cluster.nodes.iter_mut().for_each(Node::start);
+    cluster.wait_until_ready();
+    for node in &cluster.nodes {
+        assert_eq!(info(&mut node.client(), "coracle_groups_hosted"), 4, "node {}", node.id);
+        check_with(&mut reader(node), &keys, &|key| value(key, 1, LEN));
+        let count = |name| info(&mut node.client(), name);
+        assert!(count("coracle_entries_fetched") >= 70 && count("coracle_entries_lent") >= 70);
+        assert_eq!((count("coracle_fetches_open"), count("coracle_failed_loads")), (0, 0));
+        let log = node.log();
+        for wanted in ["entries are lost, other replicas have them: ", "came from another replica"]
+        {
+            assert!(log.contains(wanted), "{wanted} in {log}");
+        }
+    }
+    // They go on, and find the same damage at the next start.
+    write(&mut cluster.nodes[2].client(), &keys, 2, LEN);
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    cluster.nodes.iter_mut().for_each(Node::start);
+    cluster.wait_until_ready();
+    for node in &cluster.nodes {
+        check_with(&mut reader(node), &keys, &|key| value(key, 2, LEN));
+    }
 }

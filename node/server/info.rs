@@ -281,6 +281,9 @@ fn stats(w: &mut Writer<'_>) {
     w.sum("coracle_values_lent", |core| core.values_lent);
     w.sum("coracle_repairs_open", |core| core.repairs_open);
     w.sum("coracle_repairs_failed", |core| core.repairs_failed);
+    w.sum("coracle_entries_fetched", |core| core.entries_fetched);
+    w.sum("coracle_entries_lent", |core| core.entries_lent);
+    w.sum("coracle_fetches_open", |core| core.fetches_open);
 }
 
 /// Clients want a master; every endpoint is one for the slots it leads.
