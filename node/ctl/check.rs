@@ -203,12 +203,13 @@ fn read_log(
         let Some(first) = lost.first() else { continue };
         findings.add(Finding {
             severity: Severity::Damage,
-            kind: format!("{group} lost {} entries", lost.len()),
+            kind: format!("{group} lost the contents of entries"),
             file: Some(first.damage.file.clone()),
             offset: Some(first.damage.offset),
             detail: format!(
-                "from index {} of term {} on; the node starts with them, and fetches what they \
-                 said from other replicas",
+                "{} of them, the first at index {} of term {}; the node starts all the same, and \
+                 fetches them from other replicas",
+                lost.len(),
                 first.position.index.get(),
                 first.position.term.get()
             ),
