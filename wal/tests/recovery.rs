@@ -189,6 +189,40 @@ fn lost_entries_stay_known_until_they_do_not_matter() {
     }
 }
 
+/// What is told behind the first batch of the log proper begins before it, in segments that are kept
+/// for their values: nothing of that is lost (`mix 20 700964`).
+#[test]
+fn what_stands_before_the_log_proper_is_not_missed() {
+    let mut rig = Rig::new();
+    rig.values_free = false;
+    for at in 1..80 {
+        rig.commit(&[state(3, b"piece"), entry(1, 1, at, 2000), purge(1, 1, at - 1)]);
+        if at == 40 {
+            rig.commit(&[entry(4, 1, 1, 10)]);
+        } else if at < 36 {
+            let position = rig.wal.position();
+            rig.wal.release_state_before(group(3), position);
+        }
+    }
+    rig.idle();
+    let start = rig.log_start();
+    let live = rig.live();
+    assert!(live[0] == 1 && start == 3 && live.len() > 4, "{live:?} from {start}");
+    for batches in 1..4 {
+        // A batch takes one block.
+        let disk = rig.disk.fork();
+        disk.make_unreadable(&format!("{start:010}.seg"), 4096..4096 + 4096 * batches);
+        let again = Rig::open(disk, options()).expect("opens");
+        let sound = Rig::reopen(&rig.disk);
+        let (found, wanted) = (again.models().group(1), sound.models().group(1));
+        let told = again.report.lost_entries.get(&group(1)).map_or(0, Vec::len);
+        assert_eq!(same_but_lost(&found, &wanted), Ok(told));
+        // Of the pieces of state only those that stood here are missed.
+        let damages = &again.report.damaged[&group(3)];
+        assert_eq!(damages.len() as u64, batches, "{damages:?}");
+    }
+}
+
 /// The last batch before a restart is repeated by the first one after it.
 #[test]
 fn batches_are_told_across_a_restart() {

@@ -7,7 +7,7 @@ use coracle_raft::{EntryKind, GroupId};
 
 use super::evidence::each_piece;
 use super::salvage::Piece;
-use super::scan::{Reader, Span, SpanKind, Survey};
+use super::scan::{Reader, Span, SpanKind, Survey, walk};
 use crate::echo::{Echoes, Part, decode};
 use crate::format::{BATCH_HEADER_BYTES, Lsn, RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::value::self_located;
@@ -20,8 +20,7 @@ pub(crate) struct Restored {
     pub(crate) header: RecordHeader,
     /// Index of the segment.
     pub(crate) segment: usize,
-    /// Where its batch starts in the segment. If it was not found, a place at which no record can
-    /// be read, and which is no other record's.
+    /// Where its batch starts in the segment. If it was not found, where the damage begins.
     pub(crate) batch: u64,
     /// Where it stood, or close behind the one of its group before it.
     pub(crate) lsn: Lsn,
@@ -125,35 +124,14 @@ fn merged<D: Disk>(
     parts: &[Part],
 ) -> Result<Vec<Restored>, RecoverError> {
     let mut found: BTreeMap<(GroupId, u64), Restored> = BTreeMap::new();
-    let mut free = Vec::new();
     for at in line.clone() {
         let mut take = |record: Restored| {
             found.insert((record.header.group, record.header.seq), record);
         };
-        salvage(reader, survey, &survey.spans[at], &mut take, &mut free)?;
+        salvage(reader, survey, &survey.spans[at], &mut take)?;
     }
-    // What stands before the line is told as well.
-    let mut before: BTreeMap<GroupId, u64> = BTreeMap::new();
-    let earlier = survey.spans[..line.start].iter().enumerate().rev();
-    // The records of a line stand at its first span, where what is told may not begin.
-    let in_line = |at: usize| restored.spans.contains(&at) && restored.spans.contains(&(at + 1));
-    for (at, span) in earlier.take_while(|&(at, span)| span.lsn >= of || in_line(at)) {
-        let mut seen = |header: &RecordHeader| {
-            let newest = before.entry(header.group).or_default();
-            *newest = header.seq.max(*newest);
-        };
-        if let Some(records) = restored.of_span(at) {
-            records.iter().for_each(|record| seen(&record.header));
-            continue;
-        }
-        each_piece(reader, survey, span, &mut |piece| {
-            if let Piece::Record { header, .. } = piece {
-                seen(&header);
-            }
-        })?;
-    }
+    let before = told_before(reader, survey, restored, line.start, of)?;
     let start = &survey.spans[line.start];
-    let mut free = free.into_iter();
     let mut newest: BTreeMap<GroupId, (Lsn, u64)> = BTreeMap::new();
     let mut records = Vec::new();
     for told in parts.iter().flat_map(|part| part.headers()) {
@@ -169,23 +147,69 @@ fn merged<D: Disk>(
         }
         // Records start at multiples of 8, and none has less than 48 bytes.
         *behind = (*behind + 1).min(RECORD_HEADER_BYTES as u64 - 1);
-        // There are six such places for each record.
-        let Some((segment, batch)) = free.next() else { break };
-        let lsn = lsn.plus(*behind);
+        let (segment, batch, lsn) = (start.segment, start.offset, lsn.plus(*behind));
         let (is_found, is_whole) = (false, !has_content(told.kind));
         records.push(Restored { header: told, segment, batch, lsn, is_found, is_whole });
     }
     Ok(records)
 }
 
-/// Finds the records of a span by what each says of its own place, and places at which there are
-/// none, six for each record that may have been there.
+/// What is told from `of` on begins before the line that starts with span `line`: the newest record
+/// of each group there.
+fn told_before<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    survey: &Survey,
+    restored: &Restorations,
+    line: usize,
+    of: Lsn,
+) -> Result<BTreeMap<GroupId, u64>, RecoverError> {
+    let mut before: BTreeMap<GroupId, u64> = BTreeMap::new();
+    let mut seen = |header: &RecordHeader| {
+        let newest = before.entry(header.group).or_default();
+        *newest = header.seq.max(*newest);
+    };
+    // The records of a line stand at its first span, where what is told may not begin.
+    let in_line = |at: usize| restored.spans.contains(&at) && restored.spans.contains(&(at + 1));
+    let earlier = survey.spans[..line].iter().enumerate().rev();
+    for (at, span) in earlier.take_while(|&(at, span)| span.lsn >= of || in_line(at)) {
+        match restored.of_span(at) {
+            Some(records) => records.iter().for_each(|record| seen(&record.header)),
+            None => each_header(reader, survey, span, &mut seen)?,
+        }
+    }
+    // It may begin before the log proper.
+    for at in (0..survey.log_start).rev() {
+        let segment = &survey.segments[at];
+        if segment.first_lsn.plus(segment.segment_bytes) <= of {
+            break;
+        }
+        let (spans, _) = walk(at, segment, reader.load(&survey.segments, at)?);
+        for span in spans.iter().filter(|span| span.lsn >= of) {
+            each_header(reader, survey, span, &mut seen)?;
+        }
+    }
+    Ok(before)
+}
+
+fn each_header<D: Disk>(
+    reader: &mut Reader<'_, D>,
+    survey: &Survey,
+    span: &Span,
+    each: &mut dyn FnMut(&RecordHeader),
+) -> Result<(), RecoverError> {
+    each_piece(reader, survey, span, &mut |piece| {
+        if let Piece::Record { header, .. } = piece {
+            each(&header);
+        }
+    })
+}
+
+/// Finds the records of a span by what each says of its own place.
 fn salvage<D: Disk>(
     reader: &mut Reader<'_, D>,
     survey: &Survey,
     span: &Span,
     take: &mut dyn FnMut(Restored),
-    free: &mut Vec<(usize, u64)>,
 ) -> Result<(), RecoverError> {
     let (segment, home) = (span.segment, &survey.segments[span.segment]);
     let Some(segment_header) = home.header else { return Ok(()) };
@@ -194,9 +218,6 @@ fn salvage<D: Disk>(
     while at < span.end {
         let record = bytes.get(at as usize..).unwrap_or_default();
         let Some(header) = self_located(&segment_header, at, record) else {
-            if is_damaged(span) {
-                free.push((segment, at));
-            }
             at += 8;
             continue;
         };
@@ -233,11 +254,7 @@ pub(super) fn last_batch<D: Disk>(
     let mut echoes = Echoes::new(parts_max);
     let Some(span) = survey.spans.last() else { return Ok(echoes) };
     if matches!(span.kind, SpanKind::Whole(_)) {
-        each_piece(reader, survey, span, &mut |piece| {
-            if let Piece::Record { header, .. } = piece {
-                echoes.push(&header);
-            }
-        })?;
+        each_header(reader, survey, span, &mut |header| echoes.push(header))?;
     } else {
         echoes.give_up();
     }

@@ -30,7 +30,7 @@ pub trait Visitor {
     }
 
     /// An entry of the log proper whose content is lost. It replaces whatever the group's log held
-    /// at this index and after it, as any entry does. Nothing can be read at `place`.
+    /// at this index and after it, as any entry does. `place` is close to where it stood.
     fn lost(&mut self, place: Place, group: GroupId, position: LogPosition);
 }
 
