@@ -8,6 +8,9 @@ use crate::{
     VoteResult, vote_result,
 };
 
+/// Election timeouts for which a replica that stands aside does not campaign by itself.
+const ASIDE_TIMEOUTS: u32 = 4;
+
 impl Raft {
     /// Starts an election now, as if the timeout had passed: first asks whether it could be won.
     /// Does nothing on a leader, a replica that hears one, or one without a vote.
@@ -208,6 +211,12 @@ impl Raft {
         self.heartbeat_due = false;
         self.send_due = false;
         self.drop_reads();
+    }
+
+    /// Stops leading and lets the others try, though none of them may have as long a log.
+    pub(crate) fn stand_aside(&mut self) {
+        self.step_down();
+        self.timeout_ticks += ASIDE_TIMEOUTS * self.config.election_timeout_ticks;
     }
 
     fn become_candidate(&mut self, transfer: bool) {

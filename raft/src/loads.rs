@@ -97,26 +97,28 @@ impl Raft {
         self.log.term_of(at.index) == Some(at.term) || planted(Bug::FetchedEntryUnproven)
     }
 
-    /// Entries from `first` on can be read neither here nor at another replica. Followers that wait
-    /// for them get a snapshot, if what they are is applied here. If they wait to be applied here,
-    /// the leader is asked for a snapshot.
+    /// Entries from `first` on can be read neither here nor at another replica. If they wait to be
+    /// applied here, the leader is asked for a snapshot. If followers wait for them, they get a
+    /// snapshot of what is applied here; where that is less, and what is lost may not even be
+    /// committed, this replica stands aside: it cannot commit anything, but others may.
     ///
     /// To be told before [`Raft::entries_loaded`], after which nobody waits for them.
     pub fn lacks(&mut self, first: LogIndex) {
-        if self.log.applied() >= first {
-            let waits = |(&to, progress): (&_, &crate::Progress)| {
-                (progress.loading == Some(first)).then_some(to)
-            };
-            let waiting: Vec<_> = self.progress.iter().filter_map(waits).collect();
-            for to in waiting {
-                self.begin_snapshot(to);
-            }
-        }
         if self.waits_to_apply(first) && self.role == Role::Follower {
             self.lacking = true;
             if let Some(leader) = self.leader {
                 self.send_after(Needs::HardState, leader, Body::SnapshotWanted { first });
             }
+        }
+        let waiting = self.progress.iter().filter(|(_, progress)| progress.loading == Some(first));
+        let waiting: Vec<_> = waiting.map(|(&to, _)| to).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        if first > self.log.commit() {
+            self.stand_aside();
+        } else if first <= self.log.applied() {
+            waiting.into_iter().for_each(|to| self.begin_snapshot(to));
         }
     }
 

@@ -152,3 +152,36 @@ fn a_follower_that_asks_for_a_snapshot_goes_on_counting() {
     cluster.settle();
     assert_eq!(cluster.raft(1).commit(), before);
 }
+
+/// A leader that has lost the end of its log, which nobody else has, can commit nothing. It lets
+/// the others elect one of them, if they can.
+#[test]
+fn a_leader_that_lacks_the_end_of_its_log_stands_aside() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.propose(1, "a");
+    cluster.settle();
+    cluster.propose(1, "never acknowledged");
+    cluster.drain(1, Drain::All);
+    cluster.persist(1);
+    (1..=3).for_each(|id| cluster.crash(id));
+    cluster.network.clear();
+    let leader = cluster.node(1);
+    (leader.loads_fail, leader.loads_lost, leader.tail_count) = (true, true, 0);
+    cluster.start(1);
+    cluster.start(2);
+    // While the third may have it, nobody else can lead.
+    for _ in 0..20 * TIMEOUT {
+        cluster.run(1);
+        assert!(cluster.leader().is_none_or(|leader| leader == 1));
+        assert!(cluster.raft(2).commit() <= LogIndex::new(2), "{}", cluster.describe());
+    }
+    assert!(cluster.raft(1).term() > Term::new(2), "it has led now and then");
+    cluster.start(3);
+    cluster.run_until(20 * TIMEOUT, |cluster| cluster.leader().is_some_and(|id| id != 1));
+    let leader = cluster.leader().expect("just seen");
+    cluster.node(1).loads_fail = false;
+    let at = cluster.propose(leader, "b");
+    cluster.run(3 * TIMEOUT);
+    assert!((1..=3).all(|id| cluster.raft(id).commit() >= at.index), "{}", cluster.describe());
+}
