@@ -428,7 +428,8 @@ impl GroupRecovery {
         {
             self.base_membership = membership;
         }
-        let first = self.runs.first().map(|run| run.index);
+        // What follows the base there is of its term or a later one.
+        let contradicts = |first: &LogPosition| base.index >= first.index || base.term > first.term;
         if self.term_of(base.index) == Some(base.term) {
             let term_after = self.term_of(base.index.next());
             self.runs.retain(|run| run.index > base.index.next());
@@ -439,7 +440,7 @@ impl GroupRecovery {
             while self.tail.front().is_some_and(|entry| entry.index <= base.index) {
                 self.pop_front();
             }
-        } else if first.is_none_or(|first| base.index >= first) {
+        } else if self.runs.first().is_none_or(contradicts) {
             // The log held something else there, or nothing: a snapshot has replaced it.
             self.clear();
             self.last = base.index;
@@ -590,6 +591,16 @@ mod tests {
             let first = recovered.tail.first().map(|entry| entry.index);
             assert_eq!(first, want.first().map(|&(index, _)| LogIndex::new(index)), "{record:?}");
         }
+    }
+
+    /// A snapshot has replaced entries, of which those before its base are gone with their segment
+    /// and those after it are not: they are no part of the log either.
+    #[test]
+    fn a_snapshot_replaces_what_follows_it_too() {
+        let replaced = recover([entry(7, 2), entry(8, 2), purge(6, 3)]);
+        assert_eq!((runs(&replaced), replaced.last), (vec![], LogIndex::new(6)));
+        let kept = recover([entry(7, 3), entry(8, 4), purge(6, 3)]);
+        assert_eq!((runs(&kept), kept.last), (vec![(7, 3), (8, 4)], LogIndex::new(8)));
     }
 
     /// Old segments go one by one: entries missing before a later base are no damage; entries
