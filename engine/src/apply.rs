@@ -112,8 +112,8 @@ fn not_there() -> Reply {
 pub(crate) struct Command<'a> {
     pub(crate) view: View<'a>,
     pub(crate) payload: &'a Payload,
-    /// Where its record stands in the core's log.
-    pub(crate) place: Place,
+    /// Where its record stands in the core's log; `None` if it may not be readable there.
+    pub(crate) place: Option<Place>,
     pub(crate) index: LogIndex,
     /// What the log clock shows, its own stamp included.
     pub(crate) clock: u64,
@@ -242,11 +242,12 @@ impl<'a> Write<'a, '_> {
     fn put(&mut self, key: &[u8], arg: usize, (start, end): (usize, usize), expires_at: u64) {
         let Command { payload, place, index, .. } = self.command;
         let len = end - start;
-        let value = if len <= SMALL_VALUE_BYTES || arg > Located::ARG_MAX {
-            Value::Memory(payload.bytes()[start..end].to_vec())
-        } else {
+        let in_log = place.filter(|_| len > SMALL_VALUE_BYTES && arg <= Located::ARG_MAX);
+        let value = if let Some(place) = in_log {
             let len = u32::try_from(len).expect("values are bounded");
             Value::Log(Located { place, len, arg: arg as u16 })
+        } else {
+            Value::Memory(payload.bytes()[start..end].to_vec())
         };
         let is_dirty = value.is_dirty();
         let sum = payload.checksum();

@@ -29,13 +29,14 @@ impl Group {
             if count % WARM_KEYS == 0 && self.queue.len() > 1 {
                 self.warm();
             }
-            let Some(Committed { entry, task }) = self.queue.pop_front() else { break };
+            let Some(next) = self.queue.pop_front() else { break };
+            let Committed { entry, task, is_fetched } = next;
             assert_eq!(entry.index, self.applied.next(), "entries are applied one by one");
             bytes += entry.size_bytes();
             count += 1;
             self.applied = entry.index;
             if entry.kind == EntryKind::Command {
-                self.apply_command(entry, task, turn);
+                self.apply_command(entry, is_fetched, task, turn);
             }
         }
         self.queue_bytes -= bytes;
@@ -57,8 +58,15 @@ impl Group {
         self.store.warm(views.filter_map(|view| Some((view.slot, view.keys().next()?))));
     }
 
-    fn apply_command(&mut self, entry: Entry, task: Option<Task>, turn: &mut Turn<'_>) {
+    fn apply_command(
+        &mut self,
+        entry: Entry,
+        is_fetched: bool,
+        task: Option<Task>,
+        turn: &mut Turn<'_>,
+    ) {
         let place = self.places.get(entry.position()).expect("entries are applied once placed");
+        let place = Some(place).filter(|_| !is_fetched);
         let Some(view) = View::parse(entry.payload.bytes()) else {
             if let Some(task) = task {
                 turn.out.reply(task.origin, Reply::error("ERR malformed log entry"));

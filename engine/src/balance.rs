@@ -2,7 +2,7 @@
 //! at the start, and gets leadership back once it has been caught up for a while. A node that is
 //! about to stop hands over everything.
 
-use coracle_raft::{LogIndex, Role, SendState, TransferError};
+use coracle_raft::{NodeId, Role, SendState, TransferError};
 
 use crate::CoreAddr;
 use crate::core::Core;
@@ -103,20 +103,17 @@ impl Core {
         }
     }
 
-    /// Entries from `first` on cannot be had. A leader that cannot apply them serves nothing.
-    pub(crate) fn load_failed(&mut self, place: usize, first: LogIndex) {
-        self.tally.failed_loads += 1;
-        if self.groups[place].raft.waits_to_apply(first) {
-            self.shed_leadership(place);
-        }
-    }
-
     /// Hands a leadership here to the follower that is furthest, if one follows: this replica
     /// cannot read what it leads.
     pub(crate) fn shed_leadership(&mut self, place: usize) {
+        self.shed_leadership_to(place, |_| true);
+    }
+
+    /// As [`Core::shed_leadership`], to one of those that are `fit`.
+    pub(crate) fn shed_leadership_to(&mut self, place: usize, fit: impl Fn(NodeId) -> bool) {
         let group = &mut self.groups[place];
         let followers = group.raft.progress().filter(|&(node, progress)| {
-            progress.state == SendState::Replicate && !group.checks.has_diverged(node)
+            progress.state == SendState::Replicate && !group.checks.has_diverged(node) && fit(node)
         });
         let Some((to, _)) = followers.max_by_key(|(_, progress)| progress.matched) else { return };
         if group.leads() && group.raft.transfer_leadership(to).is_ok() {

@@ -45,6 +45,8 @@ struct Pending {
 pub(crate) struct Committed {
     pub(crate) entry: Entry,
     pub(crate) task: Option<Task>,
+    /// It came from another replica, and may not be readable where it stands.
+    pub(crate) is_fetched: bool,
 }
 
 /// Who leads, as far as this replica knows.
@@ -487,28 +489,35 @@ impl Group {
             if entries.is_empty() {
                 return;
             }
-            self.committed(entries, turn.out, turn.tally);
+            self.committed(entries, false, turn.out, turn.tally);
         }
     }
 
-    /// Older entries have been read back from the disk.
+    /// Older entries have been read back from the disk, or fetched from another replica.
     pub(crate) fn loaded(
         &mut self,
         first: LogIndex,
         entries: Result<Vec<Entry>, String>,
+        is_fetched: bool,
         out: &mut Outbox,
         tally: &mut Tally,
     ) {
         let committed = self.raft.entries_loaded(first, entries);
-        self.committed(committed, out, tally);
+        self.committed(committed, is_fetched, out, tally);
     }
 
-    fn committed(&mut self, entries: Vec<Entry>, out: &mut Outbox, tally: &mut Tally) {
+    fn committed(
+        &mut self,
+        entries: Vec<Entry>,
+        is_fetched: bool,
+        out: &mut Outbox,
+        tally: &mut Tally,
+    ) {
         tally.committed += entries.len() as u64;
         for entry in entries {
             let task = self.resolve(entry.position(), out, tally);
             self.queue_bytes += entry.size_bytes();
-            self.queue.push_back(Committed { entry, task });
+            self.queue.push_back(Committed { entry, task, is_fetched });
         }
     }
 

@@ -38,8 +38,6 @@ pub struct Recovery {
     files: BTreeMap<u64, u64>,
     newest_number: u64,
     newest_segment: u64,
-    /// Where the last entry stood that is lost.
-    lost_before: Option<Place>,
 }
 
 /// What has been read of one group.
@@ -95,7 +93,6 @@ impl Recovery {
             files: BTreeMap::new(),
             newest_number: 0,
             newest_segment: 0,
-            lost_before: None,
         }
     }
 
@@ -180,15 +177,10 @@ impl Recovery {
     }
 
     /// The next record of the log was a command or an empty entry, and its content is lost: the
-    /// entry that it was, and a place at which nothing can be read. The group takes part as if the
-    /// entry were on disk only; whoever needs it finds that it cannot be loaded, and fetches it.
-    ///
-    /// # Panics
-    /// If the place is that of the lost entry before: what is known of a value is its place, and
-    /// two that share one could be taken for each other.
+    /// entry that it was, and a place in the part of the log where it stood. The group takes part
+    /// as if the entry were on disk only; whoever needs it finds that it cannot be loaded, and
+    /// fetches it. No value is looked for at the place.
     pub fn lost(&mut self, place: Place, group: GroupId, position: LogPosition) {
-        let before = self.lost_before.replace(place);
-        assert!(before != Some(place), "two lost entries at {place}");
         self.newest_segment = self.newest_segment.max(place.segment());
         if !self.hosts(group) {
             self.ignored += 1;

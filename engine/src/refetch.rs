@@ -3,9 +3,8 @@
 //! An entry is known by its index and its term: whoever has one with both has the same (Raft paper
 //! §5.3, log matching). So other replicas are asked for what is at an index in a term, and of what
 //! they answer counts what this replica's log says to be there; the terms of all its entries are in
-//! memory. Consensus takes it as if it had come from the disk. It is not written once more: what is
-//! applied is soon in a checkpoint, and long values are repaired on their own, see
-//! [`crate::repair`].
+//! memory. Consensus takes it as if it had come from the disk. The entry itself is not written once
+//! more, but its long values are, since nobody could read them where it stands.
 //!
 //! Replicas are asked one at a time, in turn. When none of them could help, consensus is told, and
 //! asks again after a while. Until then leadership goes to another replica if this one has to apply
@@ -15,7 +14,9 @@
 
 use std::collections::BTreeMap;
 
-use coracle_raft::{Bug, Entry, EntryKind, GroupId, LogIndex, LogPosition, Payload, Raft, planted};
+use coracle_raft::{
+    Bug, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, Payload, Raft, planted,
+};
 
 use crate::core::Core;
 use crate::{CoreAddr, EntriesAnswer, EntriesWanted, Load, PeerMessage, RepairNews};
@@ -28,6 +29,10 @@ const BYTES_MAX: usize = 1 << 20;
 const ASKED_MAX: usize = 16;
 /// Ticks until the next replica is asked, if there is no answer.
 const ANSWER_TICKS: u64 = 20;
+/// Rounds in vain, for the same entry, after which leadership goes to another replica. After that
+/// the others are likely to lack it too, and it goes round only now and then.
+const SHED_ROUNDS: u32 = 3;
+const SHED_AGAIN_ROUNDS: u32 = 16;
 /// Reads for other replicas at once.
 const LENDING_MAX: usize = 64;
 
@@ -50,6 +55,8 @@ struct Fetch {
     asked: usize,
     /// One that should have them does not: waiting for the others may be in vain.
     gone: bool,
+    /// One that has applied them, and forgotten them.
+    ahead: Option<NodeId>,
 }
 
 /// Entries that are read for another replica.
@@ -71,8 +78,9 @@ pub(crate) struct Refetches {
     /// By place of the group, and first entry. No more than consensus waits for: one for each
     /// replica of a group.
     open: BTreeMap<(usize, LogIndex), Fetch>,
-    /// The first of the entries that were told last to be lost, by place of the group.
-    told: BTreeMap<usize, LogIndex>,
+    /// The first of the entries that were found last to be lost, by place of the group, and how
+    /// often none of the others could help.
+    found: BTreeMap<usize, (LogIndex, u32)>,
     lending: Vec<Lending>,
     /// For the next drain.
     pub(crate) loads: Vec<Load>,
@@ -84,7 +92,7 @@ impl Refetches {
         Self {
             next_id: first_id,
             open: BTreeMap::new(),
-            told: BTreeMap::new(),
+            found: BTreeMap::new(),
             lending: Vec::new(),
             loads: Vec::new(),
         }
@@ -134,12 +142,17 @@ impl Core {
             Err(_) if planted(Bug::LostEntrySkipped) => {
                 let term = raft.term_of(first).unwrap_or_default();
                 let (index, kind, payload) = (first, EntryKind::Empty, Payload::empty());
-                self.entries_there(place, first, Ok(vec![Entry { term, index, kind, payload }]));
+                self.entries_there(
+                    place,
+                    first,
+                    Ok(vec![Entry { term, index, kind, payload }]),
+                    false,
+                );
             }
             Err(why) => self.fetch(place, first, why),
             Ok(_) => {
                 self.refetches.open.remove(&(place, first));
-                self.entries_there(place, first, entries);
+                self.entries_there(place, first, entries, false);
             }
         }
     }
@@ -150,8 +163,9 @@ impl Core {
         place: usize,
         first: LogIndex,
         entries: Result<Vec<Entry>, String>,
+        is_fetched: bool,
     ) {
-        self.groups[place].loaded(first, entries, &mut self.out, &mut self.tally);
+        self.groups[place].loaded(first, entries, is_fetched, &mut self.out, &mut self.tally);
         self.mark(place);
     }
 
@@ -160,11 +174,12 @@ impl Core {
         if self.refetches.open.contains_key(&(place, first)) {
             return;
         }
-        if self.refetches.told.insert(place, first) != Some(first) {
+        if self.refetches.found.get(&place).is_none_or(|found| found.0 != first) {
+            self.refetches.found.insert(place, (first, 0));
             let (group, why) = (self.groups[place].id, why.clone());
             self.repairs.news.push(RepairNews::EntriesLost { group, first, why });
         }
-        let fetch = Fetch { why, stage: Stage::Ready, asked: 0, gone: false };
+        let fetch = Fetch { why, stage: Stage::Ready, asked: 0, gone: false, ahead: None };
         self.refetches.open.insert((place, first), fetch);
         self.ask_for_entries((place, first));
     }
@@ -197,7 +212,7 @@ impl Core {
         let Some(term) = term.filter(|_| raft.waits_for(first)) else {
             // The log has moved on meanwhile.
             self.refetches.open.remove(&key);
-            return self.entries_there(place, first, Err("not needed any more".to_owned()));
+            return self.entries_there(place, first, Err("not needed any more".to_owned()), false);
         };
         if !self.refetches.have_room() {
             return;
@@ -222,13 +237,22 @@ impl Core {
         }
     }
 
-    /// None of the other replicas could help.
+    /// None of the other replicas could help. A leader that cannot apply them serves nothing.
     fn nobody_has(&mut self, place: usize, first: LogIndex, fetch: Fetch) {
+        self.tally.failed_loads += 1;
+        let rounds = self.refetches.found.entry(place).or_default();
+        *rounds = if rounds.0 == first { (first, rounds.1 + 1) } else { (first, 1) };
+        let sheds = rounds.1 <= SHED_ROUNDS || rounds.1.is_multiple_of(SHED_AGAIN_ROUNDS);
+        match fetch.ahead {
+            _ if !self.groups[place].raft.waits_to_apply(first) => {}
+            Some(ahead) => self.shed_leadership_to(place, |node| node == ahead),
+            None if sheds => self.shed_leadership(place),
+            None => {}
+        }
         if fetch.gone {
             self.groups[place].raft.lacks(first);
         }
-        self.load_failed(place, first);
-        self.entries_there(place, first, Err(fetch.why));
+        self.entries_there(place, first, Err(fetch.why), false);
     }
 
     /// Another replica has answered.
@@ -250,6 +274,7 @@ impl Core {
         let Some(last) = entries.last().map(|entry| entry.index) else {
             let leads = |node| raft.leader() == Some(node);
             if let Some(fetch) = self.refetches.open.get_mut(&key) {
+                fetch.ahead = fetch.ahead.or((base >= first).then_some(from.node));
                 fetch.gone |= base >= first || leads(from.node) || leads(self.config.addr.node);
             }
             return self.ask_for_entries(key);
@@ -258,7 +283,7 @@ impl Core {
         self.counters.entries_fetched += entries.len() as u64;
         let group = self.groups[place].id;
         self.repairs.news.push(RepairNews::EntriesFetched { group, first, last });
-        self.entries_there(place, first, Ok(entries));
+        self.entries_there(place, first, Ok(entries), true);
         // There is room for another request.
         let next = self.refetches.keys(|stage| matches!(stage, Stage::Ready));
         if let Some(&next) = next.first() {

@@ -16,7 +16,7 @@ pub(crate) const STALLED_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) enum Stalled {
     /// A command of the log.
-    Write { entry: Entry, place: Place, clock: u64, task: Option<Task> },
+    Write { entry: Entry, place: Option<Place>, clock: u64, task: Option<Task> },
     /// A clock entry.
     Sweep { index: LogIndex, clock: u64, max: usize },
     /// A check at this entry.
@@ -94,7 +94,7 @@ impl Stalls {
     pub(crate) fn oldest(&self) -> Option<Place> {
         let first = |line: &Line| {
             line.queue.iter().find_map(|stalled| match stalled {
-                Stalled::Write { place, .. } => Some(*place),
+                Stalled::Write { place, .. } => *place,
                 Stalled::Sweep { .. } | Stalled::Check { .. } | Stalled::Read(_) => None,
             })
         };

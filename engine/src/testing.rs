@@ -12,7 +12,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
-use coracle_raft::{BatchSeq, EntryKind, GroupId, NodeId, Record};
+use coracle_raft::{BatchSeq, Entry, EntryKind, GroupId, LogPosition, NodeId, Record};
 
 pub use self::inspect::{Content, Levels, Stored};
 use self::machine::{Machine, Written};
@@ -224,6 +224,25 @@ impl Cluster {
         machine.damage_values(bytes);
     }
 
+    /// Loses the content of the durable entries of a core's log that are chosen: it cannot load
+    /// them any more, and a restart finds only where they stood. Returns how many there are.
+    pub fn lose_entries(
+        &mut self,
+        at: CoreAddr,
+        chosen: impl FnMut(GroupId, &Entry) -> bool,
+    ) -> u64 {
+        self.machines.get_mut(&at).expect("an address of this cluster").lose_entries(chosen)
+    }
+
+    /// The durable entries of a core's log, and whether they can be read.
+    pub fn entries(&self, at: CoreAddr) -> BTreeMap<(GroupId, LogPosition), bool> {
+        let machine = &self.machines[&at];
+        let entries = machine.entries.iter().map(|(&(group, _), (place, entry))| {
+            ((group, entry.position()), !machine.lost.contains(place))
+        });
+        entries.collect()
+    }
+
     /// The segments that a core's log keeps for their values, and the one that is written.
     pub fn segments(&self, at: CoreAddr) -> (std::ops::Range<u64>, u64) {
         let machine = &self.machines[&at];
@@ -274,6 +293,13 @@ impl Cluster {
             for Written { batch, place, record } in &mut machine.disk {
                 // Batches of an earlier life come before all of this one.
                 *batch = BatchSeq::default();
+                if machine.lost.contains(place)
+                    && let Record::Entry { group, entry } = record
+                {
+                    left -= 1;
+                    recovery.lost(*place, *group, entry.position());
+                    continue;
+                }
                 let (group, position) = match record {
                     Record::Entry { group, entry } if entry.kind == EntryKind::Command => {
                         (*group, Some(entry.position()))
@@ -300,6 +326,11 @@ impl Cluster {
                 watch.started(at, core);
             }
         }
+    }
+
+    /// Whether a node runs.
+    pub fn is_up(&self, node: u32) -> bool {
+        self.machines[&addr(node, 0)].core.is_some()
     }
 
     /// Stops a node at once; what is not durable is lost.

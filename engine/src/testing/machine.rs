@@ -30,13 +30,15 @@ pub(super) struct Machine {
     /// What is durable and counts for a restart, in order.
     pub(super) disk: Vec<Written>,
     /// The same entries by place in their group's log, to be read back.
-    pub(super) entries: BTreeMap<(GroupId, LogIndex), Entry>,
+    pub(super) entries: BTreeMap<(GroupId, LogIndex), (Place, Entry)>,
     /// Durable records that hold values.
     values: BTreeMap<Place, Record>,
     /// Segments before this one are gone.
     pub(super) values_from: u64,
-    /// Records that cannot be read any more.
+    /// Records whose values cannot be read any more.
     damaged: BTreeSet<Place>,
+    /// Entries that cannot be read any more, neither for their values nor for themselves.
+    pub(super) lost: BTreeSet<Place>,
     /// Records that were given a place.
     placed: u64,
     /// Complete checkpoint files.
@@ -79,7 +81,7 @@ impl Machine {
                     for at in stale {
                         self.entries.remove(&at);
                     }
-                    self.entries.insert((*group, entry.index), entry.clone());
+                    self.entries.insert((*group, entry.index), (*place, entry.clone()));
                     if entry.kind == EntryKind::Command {
                         self.values.insert(*place, record.clone());
                     }
@@ -127,11 +129,26 @@ impl Machine {
     /// Reads a value; `None` if it is not durable yet.
     pub(super) fn value(&self, at: Place) -> Option<Result<Record, String>> {
         match self.values.get(&at) {
-            _ if self.damaged.contains(&at) => Some(Err(format!("{at} is damaged"))),
+            _ if self.is_damaged(at) => Some(Err(format!("{at} is damaged"))),
             Some(record) => Some(Ok(record.clone())),
             None if at.segment() < self.values_from => Some(Err(format!("{at} is gone"))),
             None => None,
         }
+    }
+
+    fn is_damaged(&self, at: Place) -> bool {
+        self.damaged.contains(&at) || self.lost.contains(&at)
+    }
+
+    /// Loses the content of durable entries; all but membership changes can be lost.
+    pub(super) fn lose_entries(&mut self, mut chosen: impl FnMut(GroupId, &Entry) -> bool) -> u64 {
+        let mut count = 0;
+        for (&(group, _), (place, entry)) in &self.entries {
+            if entry.kind != EntryKind::Membership && chosen(group, entry) {
+                count += u64::from(self.lost.insert(*place));
+            }
+        }
+        count
     }
 
     pub(super) fn damage_values(&mut self, bytes: &[u8]) {
@@ -150,7 +167,7 @@ impl Machine {
     /// Reads a part of a segment.
     pub(super) fn scan(&self, scan: ScanSegment) -> (Vec<(Place, Record)>, Option<u64>) {
         let range = Place::new(scan.segment, scan.from)..Place::new(scan.segment + 1, 0);
-        let mut found = self.values.range(range).filter(|(at, _)| !self.damaged.contains(at));
+        let mut found = self.values.range(range).filter(|(at, _)| !self.is_damaged(**at));
         let records: Vec<_> =
             found.by_ref().take(SCAN_RECORDS).map(|(&at, record)| (at, record.clone())).collect();
         (records, found.next().map(|(next, _)| next.offset()))
@@ -190,7 +207,10 @@ impl Machine {
         }
         let mut bytes = 0;
         let mut entries = Vec::new();
-        for (_, entry) in self.entries.range(range) {
+        for (_, (place, entry)) in self.entries.range(range) {
+            if self.lost.contains(place) {
+                break;
+            }
             bytes += entry.size_bytes();
             entries.push(entry.clone());
             if bytes >= load.bytes_max {

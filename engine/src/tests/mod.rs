@@ -13,6 +13,7 @@ mod pace;
 mod pipeline;
 #[cfg(feature = "planted")]
 mod planted;
+mod refetch;
 mod repair;
 mod routing;
 mod space;

@@ -237,7 +237,8 @@ impl Replica {
         let view = View::parse(payload.bytes()).unwrap();
         self.store.advance_clock(view.at.0);
         let clock = self.store.clock();
-        let command = apply::Command { view, payload, place, index, clock, asked: true };
+        let command =
+            apply::Command { view, payload, place: Some(place), index, clock, asked: true };
         let mut fetched = Vec::new();
         loop {
             let mut dirty = Vec::new();

@@ -5,7 +5,9 @@ use std::panic::{RefUnwindSafe, catch_unwind};
 use coracle_raft::{Body, Bug, GroupId, LogIndex, Message, NodeId, Term, plant};
 
 use super::checkpoint::{base, cluster, full_checkpoint, write_some};
-use super::{checkpoint, divergence, faults, keyspace, nemesis, pipeline, repair, show, values};
+use super::{
+    checkpoint, divergence, faults, keyspace, nemesis, pipeline, refetch, repair, show, values,
+};
 use crate::command::decode;
 use crate::testing::{addr, map_of};
 use crate::{
@@ -93,6 +95,9 @@ fn other_tests_find_planted_bugs() {
         (Bug::SnapshotLacksExpiries, behind, "data differs"),
         (Bug::RepairTakesAnyVersion, repair::a_shard_goes_on_with_what_is_far_ahead, ""),
         (Bug::LostWithoutProof, repair::a_shard_waits_while_no_replica_has_the_value, ""),
+        (Bug::FetchedEntryUnproven, refetch::an_entry_of_another_term_is_not_taken, ""),
+        (Bug::LostEntrySkipped, refetch::a_follower_with_lost_entries_catches_up, "data differs"),
+        (Bug::LostEntrySkipped, refetch::random_losses_cost_nothing, ""),
         (Bug::StalledShardOvertaken, values::a_shard_that_waits_keeps_its_order, ""),
         (
             Bug::FlushOvertakes,
