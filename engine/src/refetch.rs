@@ -12,7 +12,7 @@
 //!
 //! A replica that cannot read what it is asked for says so, and asks nobody on its part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use coracle_raft::{
     Bug, Entry, EntryKind, GroupId, LogIndex, LogPosition, NodeId, Payload, Raft, planted,
@@ -33,6 +33,8 @@ const ANSWER_TICKS: u64 = 20;
 /// the others are likely to lack it too, and it goes round only now and then.
 const SHED_ROUNDS: u32 = 3;
 const SHED_AGAIN_ROUNDS: u32 = 16;
+/// Lost entries that are remembered, so that they are told once.
+const FOUND_MAX: usize = 1024;
 /// Reads for other replicas at once.
 const LENDING_MAX: usize = 64;
 
@@ -55,8 +57,8 @@ struct Fetch {
     asked: usize,
     /// One that should have them does not: waiting for the others may be in vain.
     gone: bool,
-    /// One that has applied them, and forgotten them.
-    ahead: Option<NodeId>,
+    /// Those that have applied them, and forgotten them.
+    ahead: Vec<NodeId>,
 }
 
 /// Entries that are read for another replica.
@@ -78,9 +80,8 @@ pub(crate) struct Refetches {
     /// By place of the group, and first entry. No more than consensus waits for: one for each
     /// replica of a group.
     open: BTreeMap<(usize, LogIndex), Fetch>,
-    /// The first of the entries that were found last to be lost, by place of the group, and how
-    /// often none of the others could help.
-    found: BTreeMap<usize, (LogIndex, u32)>,
+    /// How often none of the others could help, for those that were found lost and have not come.
+    found: BTreeMap<(usize, LogIndex), u32>,
     lending: Vec<Lending>,
     /// For the next drain.
     pub(crate) loads: Vec<Load>,
@@ -165,6 +166,9 @@ impl Core {
         entries: Result<Vec<Entry>, String>,
         is_fetched: bool,
     ) {
+        if entries.is_ok() {
+            self.refetches.found.remove(&(place, first));
+        }
         self.groups[place].loaded(first, entries, is_fetched, &mut self.out, &mut self.tally);
         self.mark(place);
     }
@@ -174,12 +178,15 @@ impl Core {
         if self.refetches.open.contains_key(&(place, first)) {
             return;
         }
-        if self.refetches.found.get(&place).is_none_or(|found| found.0 != first) {
-            self.refetches.found.insert(place, (first, 0));
+        if let btree_map::Entry::Vacant(found) = self.refetches.found.entry((place, first)) {
+            found.insert(0);
             let (group, why) = (self.groups[place].id, why.clone());
             self.repairs.news.push(RepairNews::EntriesLost { group, first, why });
+            if self.refetches.found.len() > FOUND_MAX {
+                self.refetches.found.pop_first();
+            }
         }
-        let fetch = Fetch { why, stage: Stage::Ready, asked: 0, gone: false, ahead: None };
+        let fetch = Fetch { why, stage: Stage::Ready, asked: 0, gone: false, ahead: Vec::new() };
         self.refetches.open.insert((place, first), fetch);
         self.ask_for_entries((place, first));
     }
@@ -240,14 +247,15 @@ impl Core {
     /// None of the other replicas could help. A leader that cannot apply them serves nothing.
     fn nobody_has(&mut self, place: usize, first: LogIndex, fetch: Fetch) {
         self.tally.failed_loads += 1;
-        let rounds = self.refetches.found.entry(place).or_default();
-        *rounds = if rounds.0 == first { (first, rounds.1 + 1) } else { (first, 1) };
-        let sheds = rounds.1 <= SHED_ROUNDS || rounds.1.is_multiple_of(SHED_AGAIN_ROUNDS);
-        match fetch.ahead {
-            _ if !self.groups[place].raft.waits_to_apply(first) => {}
-            Some(ahead) => self.shed_leadership_to(place, |node| node == ahead),
-            None if sheds => self.shed_leadership(place),
-            None => {}
+        let rounds = self.refetches.found.entry((place, first)).or_default();
+        *rounds += 1;
+        let sheds = *rounds <= SHED_ROUNDS || rounds.is_multiple_of(SHED_AGAIN_ROUNDS);
+        if self.groups[place].raft.waits_to_apply(first) {
+            if !fetch.ahead.is_empty() {
+                self.shed_leadership_to(place, |node| fetch.ahead.contains(&node));
+            } else if sheds {
+                self.shed_leadership(place);
+            }
         }
         if fetch.gone {
             self.groups[place].raft.lacks(first);
@@ -274,7 +282,7 @@ impl Core {
         let Some(last) = entries.last().map(|entry| entry.index) else {
             let leads = |node| raft.leader() == Some(node);
             if let Some(fetch) = self.refetches.open.get_mut(&key) {
-                fetch.ahead = fetch.ahead.or((base >= first).then_some(from.node));
+                fetch.ahead.extend((base >= first).then_some(from.node));
                 fetch.gone |= base >= first || leads(from.node) || leads(self.config.addr.node);
             }
             return self.ask_for_entries(key);
