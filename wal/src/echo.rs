@@ -94,12 +94,22 @@ pub(crate) struct Echoes {
     /// The one that is being filled.
     open: Vec<Part>,
     is_whole: bool,
+    /// Scratch.
+    merged: Vec<Part>,
+    longer: Vec<Part>,
 }
 
 impl Echoes {
     /// Of no batches. No echo will have more than `parts_max` parts.
     pub(crate) const fn new(parts_max: usize) -> Self {
-        Self { parts_max, batches: VecDeque::new(), open: Vec::new(), is_whole: true }
+        Self {
+            parts_max,
+            batches: VecDeque::new(),
+            open: Vec::new(),
+            is_whole: true,
+            merged: Vec::new(),
+            longer: Vec::new(),
+        }
     }
 
     /// Takes note of the next record of the batch that is being filled.
@@ -121,36 +131,36 @@ impl Echoes {
 
     /// The batch at `lsn` is full, and ends before `end`.
     pub(crate) fn close(&mut self, lsn: Lsn, end: Lsn) {
-        let parts = std::mem::take(&mut self.open);
+        let near = |told: &Told| end.get().saturating_sub(told.lsn.get()) <= WINDOW_BYTES;
+        let mut spare = Vec::new();
+        while self.batches.front().is_some_and(|told| !near(told)) {
+            spare = self.batches.pop_front().map_or(spare, |told| told.parts);
+        }
+        spare.clear();
+        let parts = std::mem::replace(&mut self.open, spare);
         let is_whole = std::mem::replace(&mut self.is_whole, true);
         self.batches.push_back(Told { lsn, parts, is_whole });
-        let near = |told: &Told| end.get().saturating_sub(told.lsn.get()) <= WINDOW_BYTES;
-        while self.batches.len() > 1 && !self.batches.front().is_some_and(near) {
-            self.batches.pop_front();
-        }
     }
 
     /// What the next batch will say: a record and its payload, which is put into `payload`.
-    pub(crate) fn encode(&self, payload: &mut Vec<u8>) -> RecordKind {
+    pub(crate) fn encode(&mut self, payload: &mut Vec<u8>) -> RecordKind {
         payload.clear();
         let Some(last) = self.batches.back() else {
             return RecordKind::Echo { of: Lsn::ZERO, whole: true };
         };
-        let (mut of, mut parts) = (last.lsn, last.parts.clone());
-        for from in (0..self.batches.len() - 1).rev() {
-            if !last.is_whole || !self.batches[from].is_whole {
+        let (mut of, whole) = (last.lsn, last.is_whole);
+        self.merged.clear();
+        self.merged.extend(last.parts.iter().rev());
+        for told in self.batches.iter().rev().skip(1).take_while(|told| whole && told.is_whole) {
+            self.longer.clone_from(&self.merged);
+            told.parts.iter().rev().for_each(|&part| put_before(&mut self.longer, part));
+            if self.longer.len() > WINDOW_PARTS.min(self.parts_max) {
                 break;
             }
-            let mut more = Vec::with_capacity(WINDOW_PARTS);
-            for told in self.batches.range(from..) {
-                told.parts.iter().for_each(|&part| put(&mut more, part));
-            }
-            if more.len() > WINDOW_PARTS.min(self.parts_max) {
-                break;
-            }
-            (of, parts) = (self.batches[from].lsn, more);
+            std::mem::swap(&mut self.merged, &mut self.longer);
+            of = told.lsn;
         }
-        for part in parts {
+        for part in self.merged.iter().rev() {
             let (kind, detail, term, index) = part.kind.to_raw();
             let mut bytes = [0; PART_BYTES];
             (bytes[0], bytes[1]) = (kind, detail);
@@ -161,7 +171,7 @@ impl Echoes {
             put_u32(&mut bytes, 32, part.count);
             payload.extend_from_slice(&bytes);
         }
-        RecordKind::Echo { of, whole: last.is_whole }
+        RecordKind::Echo { of, whole }
     }
 }
 
@@ -169,6 +179,16 @@ impl Echoes {
 fn put(parts: &mut Vec<Part>, part: Part) {
     match parts.iter_mut().rev().find(|last| last.group == part.group) {
         Some(last) if last.goes_on_with(&part) => last.count += part.count,
+        _ => parts.push(part),
+    }
+}
+
+/// Adds a part before all others, of which the last one comes first.
+fn put_before(parts: &mut Vec<Part>, part: Part) {
+    match parts.iter_mut().rev().find(|first| first.group == part.group) {
+        Some(first) if part.goes_on_with(first) => {
+            *first = Part { count: part.count + first.count, ..part };
+        }
         _ => parts.push(part),
     }
 }
@@ -211,7 +231,7 @@ mod tests {
         RecordKind::Entry { kind: EntryKind::Command, position }
     }
 
-    fn decoded(echoes: &Echoes) -> (RecordKind, Vec<RecordHeader>) {
+    fn decoded(echoes: &mut Echoes) -> (RecordKind, Vec<RecordHeader>) {
         let mut bytes = Vec::new();
         let kind = echoes.encode(&mut bytes);
         let parts = decode(&bytes, 1000).unwrap();
@@ -242,11 +262,11 @@ mod tests {
             header(3, 5, RecordKind::Reset),
         ];
         let mut echoes = Echoes::new(100);
-        assert_eq!(decoded(&echoes), (echo(0), vec![]));
+        assert_eq!(decoded(&mut echoes), (echo(0), vec![]));
         records.iter().for_each(|record| echoes.push(record));
         assert_eq!(echoes.open.len(), 9);
         echoes.close(Lsn::new(4096), Lsn::new(8192));
-        let (kind, mut told) = decoded(&echoes);
+        let (kind, mut told) = decoded(&mut echoes);
         assert_eq!(kind, echo(4096));
         told.sort_by_key(|header| (header.group, header.seq));
         let mut wanted = records;
@@ -284,10 +304,10 @@ mod tests {
         (1..4).for_each(|group| echoes.push(&header(group, 9, RecordKind::Reset)));
         echoes.close(Lsn::new(4096), Lsn::new(8192));
         let nothing = RecordKind::Echo { of: Lsn::new(4096), whole: false };
-        assert_eq!(decoded(&echoes), (nothing, vec![]));
+        assert_eq!(decoded(&mut echoes), (nothing, vec![]));
         echoes.push(&header(1, 10, entry(1, 5)));
         echoes.close(Lsn::new(8192), Lsn::new(12288));
-        assert_eq!(decoded(&echoes).0, echo(8192), "not what is before it");
+        assert_eq!(decoded(&mut echoes).0, echo(8192), "not what is before it");
     }
 
     proptest! {
