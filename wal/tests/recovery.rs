@@ -189,8 +189,8 @@ fn lost_entries_stay_known_until_they_do_not_matter() {
     }
 }
 
-/// What is told behind the first batch of the log proper begins before it, in segments that are kept
-/// for their values: nothing of that is lost (`mix 20 700964`).
+/// What is told behind the first batch of the log proper begins before it, in segments that are
+/// kept for their values: nothing of that is lost (`mix 20 700964`).
 #[test]
 fn what_stands_before_the_log_proper_is_not_missed() {
     let mut rig = Rig::new();
