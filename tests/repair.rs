@@ -125,8 +125,8 @@ fn values_that_rot_on_all_nodes_are_repaired() {
     wait_until("all is repaired", || {
         count(&cluster, "coracle_values_repaired") >= damaged
             && count(&cluster, "coracle_repairs_open") == 0
+            && count(&cluster, "coracle_values_lent") >= damaged
     });
-    assert!(count(&cluster, "coracle_values_lent") >= damaged);
     for node in &cluster.nodes {
         let log = node.log();
         let found = log.lines().find(|line| line.contains("a value is damaged"));
@@ -205,8 +205,11 @@ fn entries_that_rot_on_all_nodes_are_fetched() {
         assert_eq!(info(&mut node.client(), "coracle_groups_hosted"), 4, "node {}", node.id);
         check_with(&mut reader(node), &keys, &|key| value(key, 1, LEN));
         let count = |name| info(&mut node.client(), name);
-        assert!(count("coracle_entries_fetched") >= 70 && count("coracle_entries_lent") >= 70);
-        assert_eq!((count("coracle_fetches_open"), count("coracle_failed_loads")), (0, 0));
+        wait_until("all is fetched", || {
+            count("coracle_entries_fetched") >= 70
+                && count("coracle_entries_lent") >= 70
+                && count("coracle_fetches_open") == 0
+        });
         let log = node.log();
         for wanted in ["entries are lost, other replicas have them: ", "came from another replica"]
         {

@@ -443,7 +443,7 @@ mod tests {
         storage
     }
 
-    /// What a new process reads: terms, and whether the group is damaged.
+    /// What a new process reads: terms, and whether it has seen damage.
     fn reopen(disk: &SimDisk) -> (Vec<u64>, bool) {
         let mut terms = Vec::new();
         let (_, report) = coracle_wal::recover(disk.clone(), options(), &mut |_, record| {
@@ -452,7 +452,8 @@ mod tests {
             }
         })
         .expect("no log refuses to be read");
-        (terms, report.is_damaged(GROUP))
+        let is_restored = report.restored + report.headers_restored > 0;
+        (terms, is_restored || report.is_damaged(GROUP))
     }
 
     fn begin_write(storage: &mut Storage, number: u64) -> Job {
@@ -522,7 +523,8 @@ mod tests {
             }
             assert!(!storage.is_lie_open());
             storage.crash(true, &mut rng);
-            assert!(reopen(&disk).1, "{lie:?} is not seen");
+            // What it took is told by the batch behind it.
+            assert_eq!(reopen(&disk), (vec![1, 2], true), "{lie:?}");
         }
     }
 
