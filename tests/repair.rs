@@ -204,18 +204,19 @@ fn entries_that_rot_on_all_nodes_are_fetched() {
     for node in &cluster.nodes {
         assert_eq!(info(&mut node.client(), "coracle_groups_hosted"), 4, "node {}", node.id);
         check_with(&mut reader(node), &keys, &|key| value(key, 1, LEN));
-        let count = |name| info(&mut node.client(), name);
-        wait_until("all is fetched", || {
-            count("coracle_entries_fetched") >= 70
-                && count("coracle_entries_lent") >= 70
-                && count("coracle_fetches_open") == 0
-        });
         let log = node.log();
         for wanted in ["entries are lost, other replicas have them: ", "came from another replica"]
         {
             assert!(log.contains(wanted), "{wanted} in {log}");
         }
     }
+    // Who asks whom depends on who is there first.
+    let count =
+        |name| -> u64 { cluster.nodes.iter().map(|node| info(&mut node.client(), name)).sum() };
+    wait_until("all is fetched", || {
+        count("coracle_fetches_open") == 0
+            && count("coracle_entries_fetched").min(count("coracle_entries_lent")) >= 150
+    });
     // They go on, and find the same damage at the next start.
     write(&mut cluster.nodes[2].client(), &keys, 2, LEN);
     cluster.nodes.iter_mut().for_each(Node::kill);
