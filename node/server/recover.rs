@@ -181,7 +181,7 @@ fn log_recovery(me: CoreAddr, report: &RecoveryReport, seconds: f64) {
             entries = lost.len(),
             first_index = first.position.index.get(),
             first_term = first.position.term.get(),
-            "entries are lost, other replicas have them: {}",
+            "contents of entries are lost: {}",
             first.damage
         );
     }

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod keys;
+mod loads;
 mod room;
 mod upkeep;
 mod values;
@@ -14,10 +15,10 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use coracle_engine::{Core, DiskSpace, Effects, Input, Load};
+use coracle_engine::{Core, DiskSpace, Effects, Input};
 use coracle_raft::{BatchSeq, Place, Record};
 use coracle_ring::{AlignedBuf, Event, FileId, Ring};
-use coracle_wal::{ReadOp, RealDisk, SegmentDone, SegmentId, Wal, WalError};
+use coracle_wal::{RealDisk, SegmentDone, SegmentId, Wal, WalError};
 
 use super::background::Background;
 use super::segments::Segments;
@@ -28,7 +29,8 @@ pub(super) use checkpoint::{CheckpointDone, Newest};
 pub(super) use room::Room;
 
 use checkpoint::CheckpointFiles;
-use keys::{Read, key, split};
+use keys::{Read, split};
+use loads::Loads;
 use room::Sizes;
 use upkeep::{Levels, Upkeep};
 use values::{Log, Values};
@@ -39,18 +41,6 @@ use values::{Log, Values};
 const GATHER: Duration = Duration::from_micros(300);
 /// How long a stopping node waits for its last writes.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// Pieces of one load that a ring key can number.
-const PIECE_BITS: u32 = 16;
-
-/// Entries that are being read back; their pieces arrive one by one.
-struct OpenLoad {
-    load: Load,
-    reads: Vec<ReadOp>,
-    buffers: Vec<AlignedBuf>,
-    missing: usize,
-    failed: Option<io::Error>,
-}
-
 /// The ring's handles on segments.
 type Files = BTreeMap<SegmentId, FileId>;
 
@@ -59,8 +49,7 @@ pub(super) struct Storage {
     wal: Wal<RealDisk>,
     segments: Segments<RealDisk>,
     files: Files,
-    loads: BTreeMap<u64, OpenLoad>,
-    next_load: u64,
+    loads: Loads,
     values: Values,
     checkpoints: CheckpointFiles<RealDisk>,
     upkeep: Upkeep,
@@ -119,8 +108,7 @@ impl Storage {
             wal,
             segments: Segments::new(workers.segments),
             files: BTreeMap::new(),
-            loads: BTreeMap::new(),
-            next_load: 0,
+            loads: Loads::default(),
             values: Values::default(),
             checkpoints: CheckpointFiles::new(disk, identity, workers.checkpoints, newest),
             upkeep: Upkeep::new(checkpoint, log.bytes_max, now),
@@ -355,12 +343,12 @@ impl Storage {
 
     /// Starts to read what the core asks for; answers that are there at once go to it.
     pub(super) fn read(&mut self, effects: &mut Effects, ring: &mut Ring, core: &mut Core) {
+        let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
         for load in effects.loads.drain(..) {
-            if let Some(input) = self.load(load, ring) {
+            if let Some(input) = self.loads.start(load, log) {
                 core.handle(input);
             }
         }
-        let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
         effects.repairs.drain(..).for_each(|news| values::tell(&news));
         for read in effects.reads.drain(..) {
             if let Some(input) = self.values.read(read, log) {
@@ -380,40 +368,6 @@ impl Storage {
         self.values.retry(log, &mut |input| core.handle(input));
     }
 
-    /// Starts to read entries back; gives the answer at once if that is impossible.
-    fn load(&mut self, load: Load, ring: &mut Ring) -> Option<Input> {
-        let Load { group, first, last, bytes_max } = load;
-        let failed =
-            |error: String| Some(Input::EntriesLoaded { group, first, entries: Err(error) });
-        let mut reads = match self.wal.locate(group, first, last, bytes_max) {
-            Ok(reads) => reads,
-            Err(error) => return failed(error.to_string()),
-        };
-        reads.truncate((1 << PIECE_BITS) - 1);
-        let number = self.next_load;
-        self.next_load += 1;
-        let mut buffers = Vec::with_capacity(reads.len());
-        for (piece, read) in reads.iter().enumerate() {
-            match open_file(&mut self.files, &self.wal, ring, read.segment) {
-                Ok(file) => {
-                    let key = key(Read::Entries, (number << PIECE_BITS) | piece as u64);
-                    ring.read(file, key, read.offset, AlignedBuf::zeroed(read.len), read.len);
-                    buffers.push(AlignedBuf::zeroed(0));
-                }
-                Err(error) => {
-                    reads.truncate(piece);
-                    if piece == 0 {
-                        return failed(error.to_string());
-                    }
-                    break;
-                }
-            }
-        }
-        let missing = reads.len();
-        self.loads.insert(number, OpenLoad { load, reads, buffers, missing, failed: None });
-        None
-    }
-
     /// A read has completed; gives the answer if that was all of it.
     pub(super) fn read_done(
         &mut self,
@@ -424,39 +378,10 @@ impl Storage {
     ) -> Option<Input> {
         let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
         match split(key) {
-            (Read::Entries, number) => self.load_done(number, result, buffer),
+            (Read::Entries, number) => self.loads.read_done(number, result, buffer, log),
             (Read::Value, number) => self.values.read_done(number, result, buffer, log),
             (Read::Scan, _) => self.values.scan_done(result, buffer, log),
         }
-    }
-
-    fn load_done(
-        &mut self,
-        key: u64,
-        result: io::Result<usize>,
-        buffer: AlignedBuf,
-    ) -> Option<Input> {
-        let number = key >> PIECE_BITS;
-        let open = self.loads.get_mut(&number)?;
-        let piece = (key & ((1 << PIECE_BITS) - 1)) as usize;
-        if let Err(error) = result {
-            open.failed.get_or_insert(error);
-        }
-        open.buffers[piece] = buffer;
-        open.missing -= 1;
-        if open.missing > 0 {
-            return None;
-        }
-        let open = self.loads.remove(&number)?;
-        let entries = match open.failed {
-            Some(error) => Err(error.to_string()),
-            None => self
-                .wal
-                .decode_entries(&open.reads, &open.buffers)
-                .map_err(|error| error.to_string()),
-        };
-        let Load { group, first, .. } = open.load;
-        Some(Input::EntriesLoaded { group, first, entries })
     }
 
     /// Makes durable what has been appended, as far as the disk answers in time.

@@ -16,6 +16,8 @@ use crate::world::{Event, World};
 const AT_ONCE_MAX: u64 = 12;
 /// Bytes before the payload of a record.
 const RECORD_HEADER_BYTES: u64 = 48;
+/// What a disk reads at once.
+const BLOCK_BYTES: u64 = coracle_wal::BLOCK_BYTES as u64;
 /// So many later batches prove that one was durable: four are in flight at most, and the one after
 /// them says so.
 const BATCHES_BEHIND: usize = 6;
@@ -106,16 +108,22 @@ impl World {
             && replicas.iter().any(|&other| other != node && has(other))
     }
 
-    /// Changes a byte of the entry's record, or all of its start.
+    /// Changes a byte of the entry's record, or all of its start, or makes a part of it unreadable
+    /// that is no other's.
     fn lose(&mut self, host: usize, entry: &Stood) {
         let disk = self.hosts[host].disk.clone();
         let storage = self.hosts[host].storage.as_ref();
         let Some(name) = storage.and_then(|storage| storage.file_of(entry.segment)) else { return };
         let len = RECORD_HEADER_BYTES + entry.payload_len;
-        let bytes = if self.rng.chance(0.5) { 0..1 } else { 0..RECORD_HEADER_BYTES };
-        let from = if bytes.end == 1 { self.rng.below(len) } else { 0 };
-        for at in bytes {
-            disk.flip(&name, entry.offset + from + at, (self.rng.next() as u8).max(1));
+        let block = entry.offset.next_multiple_of(BLOCK_BYTES);
+        if block + BLOCK_BYTES <= entry.offset + len && self.rng.chance(0.5) {
+            disk.make_unreadable(&name, block..block + BLOCK_BYTES);
+        } else {
+            let bytes = if self.rng.chance(0.5) { 0..1 } else { 0..RECORD_HEADER_BYTES };
+            let from = if bytes.end == 1 { self.rng.below(len) } else { 0 };
+            for at in bytes {
+                disk.flip(&name, entry.offset + from + at, (self.rng.next() as u8).max(1));
+            }
         }
         self.hosts[host].values_damaged = true;
         let what =

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coracle_engine::{CheckpointWork, DiskSpace, Input, Load, SpaceGauge};
 use coracle_raft::{BatchSeq, GroupId, Place, Record};
-use coracle_wal::{AlignedBuf, Disk, ReadOp, SegmentTask, Wal, WalError, WriteOp};
+use coracle_wal::{AlignedBuf, Disk, ReadAround, ReadOp, SegmentTask, Wal, WalError, WriteOp};
 
 use crate::disk::SimDisk;
 use crate::host::Lie;
@@ -349,18 +349,22 @@ impl Storage {
         let (load, reads) = self.loads.remove(&job)?;
         let mut buffers = Vec::with_capacity(reads.len());
         let mut failed = None;
-        for read in &reads {
-            let mut buffer = AlignedBuf::zeroed(read.len);
+        for op in &reads {
+            let mut around = ReadAround::new(op.offset, op.len);
             // A file that is gone shows when the entries are decoded.
-            if let Some(file) = self.wal.file(read.segment) {
-                failed = self.wal.disk().read_at(file, read.offset, &mut buffer).err().or(failed);
+            while let (Some((offset, len)), Some(file)) =
+                (around.wanted(), self.wal.file(op.segment))
+            {
+                let mut buffer = AlignedBuf::zeroed(len);
+                let read = self.wal.disk().read_at(file, offset, &mut buffer);
+                around.take(read.is_ok().then_some(buffer));
+                failed = failed.or(read.err());
             }
-            buffers.push(buffer);
+            buffers.push(around.into_content());
         }
-        let entries = match failed {
-            Some(error) => Err(error.to_string()),
-            None => self.wal.decode_entries(&reads, &buffers).map_err(|error| error.to_string()),
-        };
+        let entries = self.wal.decode_entries(&reads, &buffers);
+        let why = |error| failed.map_or_else(|| format!("{error}"), |failed| failed.to_string());
+        let entries = entries.map_err(why);
         Some(Input::EntriesLoaded { group: load.group, first: load.first, entries })
     }
 

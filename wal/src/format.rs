@@ -246,9 +246,9 @@ pub(crate) enum RecordKind {
     LogStart {
         segment: u64,
     },
-    /// What stands in the batch at `of`, the one before this one, without the contents: see
+    /// What stands in the batches from the one at `of` up to this one, without the contents: see
     /// [`crate::echo`]. The last record of each batch; of no group, and without a number. Without
-    /// `whole` that batch had too many records to be told.
+    /// `whole` the batch before this one had too many records to be told.
     Echo {
         of: Lsn,
         whole: bool,

@@ -30,6 +30,7 @@ macro_rules! failpoint {
     };
 }
 
+mod around;
 mod batch;
 mod checkpoint;
 mod disk;
@@ -48,6 +49,7 @@ mod sweep;
 mod value;
 mod wal;
 
+pub use around::ReadAround;
 pub use batch::WriteOp;
 pub use checkpoint::{
     Checkpoint, CheckpointError, CheckpointRead, CheckpointReport, CheckpointWriter, DamagedFile,

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use coracle_raft::{Entry, GroupId, LogIndex, Payload};
 
 use crate::format::{
-    BLOCK_BYTES, Lsn, RECORD_HEADER_BYTES, RecordHeader, RecordKind, aligned, record_seed,
+    BLOCK_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordKind, aligned, record_seed,
 };
 use crate::groups::Run;
 use crate::segment::SegmentId;
@@ -80,11 +80,11 @@ impl<D: Disk> Wal<D> {
     }
 
     /// Makes entries of what was read: `buffers` holds the bytes of `ops`, in the same order.
-    /// Every check of recovery is made here too. Returns at least one entry, from the first asked
-    /// for on.
+    /// Every check of recovery is made here too. Returns the entries from the first asked for on,
+    /// up to the first that cannot be had.
     ///
     /// # Errors
-    /// [`LoadError::Recycled`] or [`LoadError::Damaged`].
+    /// If there is not even one: [`LoadError::Recycled`] or [`LoadError::Damaged`].
     pub fn decode_entries<B: Deref<Target = [u8]>>(
         &self,
         ops: &[ReadOp],
@@ -93,12 +93,13 @@ impl<D: Disk> Wal<D> {
         let mut entries = Vec::new();
         let mut bytes = 0;
         for (op, buffer) in ops.iter().zip(buffers) {
-            let Some(segment) = self.segment(op.segment) else {
-                return Err(LoadError::Recycled { file: self.file_name(op.segment) });
-            };
-            let lsn = segment.header.first_lsn.plus(u64::from(op.run.batch));
-            if self.decode_run(op, buffer, (segment.header.salt, lsn), &mut entries, &mut bytes)? {
-                break;
+            match self.decode_run(op, buffer, &mut entries, &mut bytes) {
+                Ok(false) => {}
+                Ok(true) => break,
+                // Whoever waits for the entries before it need not wait for this one: another
+                // replica may have lost just those.
+                Err(_) if !entries.is_empty() => break,
+                Err(error) => return Err(error),
             }
         }
         match ops.first() {
@@ -112,51 +113,57 @@ impl<D: Disk> Wal<D> {
         &self,
         op: &ReadOp,
         buffer: &[u8],
-        (salt, lsn): (u64, Lsn),
         entries: &mut Vec<Entry>,
         bytes: &mut usize,
     ) -> Result<bool, LoadError> {
-        let seed = record_seed(salt, lsn);
+        let Some(segment) = self.segment(op.segment) else {
+            return Err(LoadError::Recycled { file: self.file_name(op.segment) });
+        };
+        let lsn = segment.header.first_lsn.plus(u64::from(op.run.batch));
+        let seed = record_seed(segment.header.salt, lsn);
         // The buffer starts somewhere in the batch, at a block.
         let start_of_batch = u64::from(op.run.batch);
         let mut at = op.run.start;
-        let mut index = op.run.first;
-        while at < op.run.end && index <= op.run_last.min(op.last) {
+        let mut index = op.run.first.max(op.first);
+        let last = op.run_last.min(op.last);
+        // Where bytes begin that are no record.
+        let mut broken = None;
+        while at < op.run.end && index <= last {
             let in_buffer = (start_of_batch + u64::from(at) - op.offset) as usize;
-            let damaged = || self.damaged(op, at);
+            let damaged = || self.damaged(op, broken.unwrap_or(at));
             let record = buffer.get(in_buffer..).ok_or_else(damaged)?;
-            let (header, _) =
-                RecordHeader::decode(record, seed, at as usize).ok_or_else(damaged)?;
+            let Some((header, _)) = RecordHeader::decode(record, seed, at as usize) else {
+                // A record names its own place, so the next ones are found without this one.
+                broken.get_or_insert(at);
+                at += 8;
+                continue;
+            };
             let here = match header.kind {
                 RecordKind::Entry { kind, position } if header.group == op.group => {
-                    Some((kind, position))
+                    Some((kind, position)).filter(|_| position.index >= index)
                 }
                 _ => None,
             };
             if let Some((kind, position)) = here {
-                if position.index != index {
+                let payload = &record[RECORD_HEADER_BYTES..];
+                let payload = payload.get(..header.payload_len as usize).ok_or_else(damaged)?;
+                if position.index != index || crc32c::crc32c(payload) != header.payload_crc {
                     return Err(damaged());
                 }
-                if index >= op.first {
-                    let payload = &record[RECORD_HEADER_BYTES..];
-                    let payload = payload.get(..header.payload_len as usize).ok_or_else(damaged)?;
-                    if crc32c::crc32c(payload) != header.payload_crc {
-                        return Err(damaged());
-                    }
-                    let payload = Payload::new(payload, header.payload_crc);
-                    let entry = Entry { term: position.term, index, kind, payload };
-                    *bytes += entry.size_bytes();
-                    entries.push(entry);
-                    if *bytes >= op.bytes_max {
-                        return Ok(true);
-                    }
+                let payload = Payload::new(payload, header.payload_crc);
+                let entry = Entry { term: position.term, index, kind, payload };
+                *bytes += entry.size_bytes();
+                entries.push(entry);
+                if *bytes >= op.bytes_max {
+                    return Ok(true);
                 }
                 index = index.next();
             }
             at += header.record_bytes() as u32;
+            broken = None;
         }
-        if index <= op.run_last.min(op.last) {
-            return Err(self.damaged(op, at.min(op.run.end)));
+        if index <= last {
+            return Err(self.damaged(op, broken.unwrap_or(at).min(op.run.end)));
         }
         Ok(index > op.last)
     }

@@ -359,6 +359,58 @@ fn entries_not_on_disk_and_damaged_entries_are_refused() {
     assert_eq!(rig.wal.decode_entries(&ops, &[block]).expect("whole").len(), 1);
 }
 
+/// Simulator, mix 353111971539: an entry was damaged, and those before it in the same read did not
+/// come either. Another replica had lost one of those, and no group had them all.
+#[test]
+fn a_damaged_entry_takes_no_other_with_it() {
+    let lens = [100, 5000, 0, 30_000, 60, 700, 9000, 40];
+    let count = lens.len() as u64;
+    let records: Vec<Record> = (1..=count)
+        .flat_map(|at| {
+            let len = lens[at as usize - 1];
+            [entry(1, 1, at, len), entry(2, 1, at, 333), entry(3, 1, at, len / 2)]
+        })
+        .collect();
+    let large = Options { segment_bytes: 1 << 20, batch_bytes_max: 512 << 10, ..options() };
+    let mut rig = Rig::open(MemDisk::new(), large).expect("opens");
+    rig.commit(&records);
+    let name = "0000000001.seg";
+    for (record, place) in records.iter().zip(rig.places.clone()) {
+        let Record::Entry { group, entry } = record else { unreachable!("all are entries") };
+        let (of, hit) = (group.get(), entry.index.get());
+        let start = place.offset() as usize;
+        let end = start + 48 + entry.payload.len();
+        for flip in [start, end - 1] {
+            rig.disk.flip(name, flip, 0x20);
+            check_loads(&rig, of, hit, count);
+            rig.disk.flip(name, flip, 0x20);
+        }
+        let block = start.next_multiple_of(4096);
+        if block + 4096 <= end {
+            rig.disk.make_unreadable(name, block as u64..block as u64 + 1);
+            check_loads(&rig, of, hit, count);
+            rig.disk.heal();
+        }
+    }
+}
+
+/// Entry `hit` of a group cannot be read; all others can, whatever range is asked for.
+fn check_loads(rig: &Rig, of: u32, hit: u64, count: u64) {
+    for first in 1..=count {
+        for last in first..=count {
+            let loaded = rig.try_load(of, first, last);
+            let end = if first < hit { last.min(hit - 1) } else { last };
+            if first == hit {
+                assert!(matches!(loaded, Err(LoadError::Damaged { .. })), "{hit}: {loaded:?}");
+                continue;
+            }
+            let loaded = loaded.unwrap_or_else(|error| panic!("{first}..{last}, {hit}: {error}"));
+            let indexes: Vec<u64> = loaded.iter().map(|entry| entry.index.get()).collect();
+            assert_eq!(indexes, (first..=end).collect::<Vec<_>>(), "without {hit}");
+        }
+    }
+}
+
 #[test]
 fn wrong_place_wrong_version_and_missing_segments_are_refused() {
     let mut rig = Rig::new();

@@ -10,8 +10,8 @@ use coracle_raft::{
     Record, Term,
 };
 use coracle_wal::{
-    Brief, Decoded, Disk, Identity, LoadError, MemDisk, Options, RecoverError, RecoveryReport,
-    SegmentId, Visitor, Wal, WriteOp, inspect_into, recover_into,
+    AlignedBuf, Brief, Decoded, Disk, Identity, LoadError, MemDisk, Options, ReadAround,
+    RecoverError, RecoveryReport, SegmentId, Visitor, Wal, WriteOp, inspect_into, recover_into,
 };
 
 pub fn options() -> Options {
@@ -256,15 +256,18 @@ impl Rig {
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LoadError> {
         let ops = self.wal.locate(group(of), index(first), index(last), bytes_max)?;
-        let buffers: Vec<Vec<u8>> = ops
+        let buffers: Vec<AlignedBuf> = ops
             .iter()
             .map(|op| {
                 assert!(op.offset.is_multiple_of(4096) && op.len.is_multiple_of(4096));
-                let mut buffer = vec![0; op.len];
                 let file = self.wal.file(op.segment).expect("the file of a read is open");
-                let read = self.disk.read_at(file, op.offset, &mut buffer).expect("read");
-                buffer.truncate(read);
-                buffer
+                let mut around = ReadAround::new(op.offset, op.len);
+                while let Some((offset, len)) = around.wanted() {
+                    let mut buffer = AlignedBuf::zeroed(len);
+                    let read = self.disk.read_at(file, offset, &mut buffer);
+                    around.take(read.is_ok().then_some(buffer));
+                }
+                around.into_content()
             })
             .collect();
         self.wal.decode_entries(&ops, &buffers)
