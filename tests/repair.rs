@@ -205,8 +205,7 @@ fn entries_that_rot_on_all_nodes_are_fetched() {
         assert_eq!(info(&mut node.client(), "coracle_groups_hosted"), 4, "node {}", node.id);
         check_with(&mut reader(node), &keys, &|key| value(key, 1, LEN));
         let log = node.log();
-        for wanted in ["contents of entries are lost: ", "came from another replica"]
-        {
+        for wanted in ["contents of entries are lost: ", "came from another replica"] {
             assert!(log.contains(wanted), "{wanted} in {log}");
         }
     }

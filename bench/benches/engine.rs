@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use coracle_engine::command::{Command, decode};
 use coracle_engine::{
-    ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input, NodeInfo, ReadMode,
-    Recovery, Reply, Request, SlotId, Token, Via, WallMillis,
+    CheckpointWork, ClusterMap, Core, CoreAddr, CoreConfig, CoreId, Drain, Effects, Input,
+    NodeInfo, ReadMode, Recovery, Reply, Request, SlotId, Token, Via, WallMillis,
 };
 use coracle_raft::{GroupId, NodeId, Place};
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -19,6 +19,9 @@ const KEYS: usize = 1024;
 /// So many that what a command touches is not in a near cache, as in a real store.
 const MANY_KEYS: usize = 1 << 17;
 const AT: WallMillis = WallMillis(1_700_000_000_000);
+
+/// What a node asks for at once.
+const CHECKPOINT_STEP_BYTES: usize = 16 << 10;
 
 /// Commands given to a core before it is drained.
 const TURN: usize = 64;
@@ -163,6 +166,33 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Makes a whole checkpoint; the time that its steps take.
+    fn checkpoint(&mut self) -> Duration {
+        let (mut spent, mut sections) = (Duration::ZERO, 0);
+        loop {
+            let start = Instant::now();
+            self.cores[0].checkpoint_step(CHECKPOINT_STEP_BYTES);
+            spent += start.elapsed();
+            self.cores[0].drain(Drain::All, &mut self.effects);
+            let mut finished = None;
+            for work in self.effects.checkpoint.drain(..) {
+                match work {
+                    CheckpointWork::Begin { .. } => {}
+                    CheckpointWork::Section { bytes, .. } => sections += black_box(bytes).len(),
+                    CheckpointWork::Finish { number } => finished = Some(number),
+                }
+            }
+            if let Some(number) = finished {
+                assert!(sections > MANY_KEYS * 40, "{sections} bytes");
+                self.inputs[0].push_back(Input::Checkpointed { number, result: Ok(()) });
+                self.settle();
+                return spent;
+            }
+        }
+    }
+}
+
 /// Whose time counts.
 #[derive(Clone, Copy)]
 enum Who {
@@ -247,6 +277,24 @@ fn decoding(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The sections of a checkpoint, per key: the core does nothing else meanwhile.
+fn checkpoint(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("checkpoint");
+    group.throughput(Throughput::Elements(MANY_KEYS as u64));
+    group.sample_size(20);
+    let mut cluster = None;
+    group.bench_function("many_keys", |bencher| {
+        let cluster = cluster.get_or_insert_with(|| {
+            let mut cluster = Cluster::new(1);
+            let many = set_commands(MANY_KEYS, 100);
+            many.chunks(TURN).for_each(|commands| cluster.execute(commands));
+            cluster
+        });
+        bencher.iter_custom(|count| (0..count).map(|_| cluster.checkpoint()).sum());
+    });
+    group.finish();
+}
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     slots(&mut criterion);
@@ -254,5 +302,6 @@ fn main() {
     through(&mut criterion, "one_node", 1, &[("all", Who::All)]);
     let roles = [("all", Who::All), ("leader", Who::Leader), ("follower", Who::OneFollower)];
     through(&mut criterion, "three_nodes", 3, &roles);
+    checkpoint(&mut criterion);
     criterion.final_summary();
 }

@@ -170,7 +170,7 @@ impl Storage {
     /// Lets the core go on with its checkpoint and with emptying old segments, as much as is due.
     pub(super) fn upkeep(&mut self, core: &mut Core) {
         // A step that comes after the end of a checkpoint would begin the next one.
-        if core.is_checkpointing() && self.checkpoints.is_idle() {
+        if core.is_checkpointing() && self.checkpoints.has_room() {
             let bytes = self.upkeep.take_sections();
             if bytes > 0 {
                 core.checkpoint_step(bytes);

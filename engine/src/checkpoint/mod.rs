@@ -288,7 +288,7 @@ impl Core {
         let about = About { group: group.id, shard: content.id, at, clock, values_from };
         cycle.taken.push((place, shard, at.index));
         let lacks_expiries = planted(Bug::CheckpointLacksExpiries);
-        Some(section::encode(&about, content, lacks_expiries).to_vec())
+        Some(section::encode(&about, content, lacks_expiries))
     }
 
     /// Lets the file be finished once everything that it refers to is durable.

@@ -55,8 +55,12 @@ struct Entry {
 pub(crate) struct Malformed;
 
 /// Writes down a shard.
-pub(crate) fn encode(about: &About, shard: &Shard, lacks_expiries: bool) -> AlignedVec {
+pub(crate) fn encode(about: &About, shard: &Shard, lacks_expiries: bool) -> Vec<u8> {
     let count = shard.totals().keys;
+    // Items lie anywhere in memory. A walk that does little else with them asks for many at once;
+    // the next one finds them in the caches.
+    let beside = |item: &Item| item.key.bytes().len() + item.value.memory_bytes();
+    let beside = shard.items().map(beside).sum();
     let mut section = Section {
         group: about.group.get(),
         shard: about.shard.0,
@@ -65,7 +69,7 @@ pub(crate) fn encode(about: &About, shard: &Shard, lacks_expiries: bool) -> Alig
         clock: about.clock,
         values_from: about.values_from,
         items: Vec::with_capacity(count),
-        bytes: Vec::with_capacity(count * 24),
+        bytes: Vec::with_capacity(beside),
     };
     for item in shard.items() {
         let key = item.key.bytes();
@@ -89,7 +93,10 @@ pub(crate) fn encode(about: &About, shard: &Shard, lacks_expiries: bool) -> Alig
             arg,
         });
     }
-    rkyv::to_bytes::<rancor::Error>(&section).expect("writing to memory does not fail")
+    let len = size_of::<ArchivedSection>() + count * size_of::<ArchivedEntry>() + beside;
+    let room = Vec::with_capacity(len.next_multiple_of(16) + 16);
+    rkyv::api::high::to_bytes_in::<_, rancor::Error>(&section, room)
+        .expect("writing to memory does not fail")
 }
 
 /// What a section is about; the bytes may be any, at any alignment.

@@ -12,6 +12,9 @@ use coracle_wal::{CheckpointError, CheckpointWriter, Disk, Finished, Identity};
 
 use super::super::background::{Background, Job};
 
+/// Sections are handed over in jobs of so many bytes: what a file is written with at once.
+const JOB_BYTES: usize = 256 << 10;
+
 /// What a job gives back.
 pub(in super::super) struct CheckpointDone<D: Disk> {
     writer: Option<CheckpointWriter<D>>,
@@ -25,8 +28,10 @@ pub(super) struct CheckpointFiles<D: Disk> {
     disk: D,
     identity: Identity,
     background: Background<CheckpointDone<D>>,
-    /// What waits for the job before it: a step's work, as the core is asked for no more meanwhile.
+    /// What waits for the job before it, or for more.
     queue: VecDeque<CheckpointWork>,
+    /// Bytes of the sections in it.
+    queued_bytes: usize,
     /// The file that is being written, unless a job has it.
     writer: Option<CheckpointWriter<D>>,
     running: bool,
@@ -58,6 +63,7 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
             identity,
             background,
             queue: VecDeque::new(),
+            queued_bytes: 0,
             writer: None,
             running: false,
             measuring: false,
@@ -79,9 +85,9 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
         self.available.take()
     }
 
-    /// Whether all work that was handed over is done.
-    pub(super) fn is_idle(&self) -> bool {
-        !self.running && self.queue.is_empty()
+    /// Whether there is room for more sections.
+    pub(super) const fn has_room(&self) -> bool {
+        self.queued_bytes < JOB_BYTES
     }
 
     /// Length of the newest file, 0 if there is none.
@@ -91,22 +97,32 @@ impl<D: Disk + Sync> CheckpointFiles<D> {
 
     /// Takes work.
     pub(super) fn push(&mut self, work: impl Iterator<Item = CheckpointWork>) {
-        self.queue.extend(work);
+        for work in work {
+            match &work {
+                CheckpointWork::Begin { .. } => self.began = Instant::now(),
+                CheckpointWork::Section { bytes, .. } => self.queued_bytes += bytes.len(),
+                CheckpointWork::Finish { .. } => {}
+            }
+            self.queue.push_back(work);
+        }
         self.submit();
+    }
+
+    /// Whether what waits is worth a job: a hand-over costs more than a section.
+    fn has_job(&self) -> bool {
+        let is_end = matches!(self.queue.back(), Some(CheckpointWork::Finish { .. }));
+        is_end || self.queued_bytes >= JOB_BYTES || self.measuring
     }
 
     /// Runs what waits, if no job is under way.
     fn submit(&mut self) {
         let job = match self.refused.take() {
             Some(job) => job,
-            None if self.running || (self.queue.is_empty() && !self.measuring) => return,
+            None if self.running || !self.has_job() => return,
             None => {
-                if matches!(self.queue.front(), Some(CheckpointWork::Begin { .. })) {
-                    self.began = Instant::now();
-                }
                 let (work, writer) = (std::mem::take(&mut self.queue), self.writer.take());
                 let (disk, identity) = (self.disk.clone(), self.identity);
-                (self.running, self.measuring) = (true, false);
+                (self.running, self.measuring, self.queued_bytes) = (true, false, 0);
                 Box::new(move || run(&disk, identity, work, writer))
             }
         };
@@ -239,7 +255,7 @@ mod tests {
         fn run(&mut self, work: Vec<CheckpointWork>) -> Vec<(u64, Result<(), String>)> {
             let mut answers = Vec::new();
             self.files.push(work.into_iter());
-            while !self.files.is_idle() {
+            while self.files.running || self.files.has_job() {
                 if self.woken.recv_timeout(Duration::from_millis(10)).is_err() {
                     self.files.tick();
                 }

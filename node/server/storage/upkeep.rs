@@ -1,26 +1,26 @@
 //! When a checkpoint is written, and when old segments are emptied: how much of either is done for
 //! what is appended to the log.
 //!
-//! A cycle of checkpoint sections is spread over a quarter of the time until the next one begins,
-//! so that it is never felt as a burst. Values are moved out of old segments once the log is larger
+//! A cycle of checkpoint sections is spread over most of the time until the next one begins, so
+//! that it is never felt as a burst. Values are moved out of old segments once the log is larger
 //! than it needs to be, the faster the larger it is.
 
 use std::time::{Duration, Instant};
 
 use crate::config::CheckpointConfig;
 
-/// A step of a checkpoint is at least this, so that a job is worth handing over, unless a cycle
-/// is almost nothing.
-const SECTIONS_BYTES_MIN: f64 = 65_536.0;
+/// A step of a checkpoint is at least this, unless a cycle is almost nothing.
+const SECTIONS_BYTES_MIN: f64 = 16_384.0;
 /// And at most this: the core does nothing else meanwhile.
 const SECTIONS_BYTES_MAX: f64 = 524_288.0;
 /// Bytes of sections written per second at least, while a checkpoint is under way.
 const SECTIONS_BYTES_PER_SECOND: f64 = 2e6;
 /// The interval between checkpoints grows with the file: at least this many times its length. A
-/// start reads up to two and a quarter intervals of log, and a write costs a tenth more.
+/// start reads up to two and three quarters intervals of log, and a write costs a tenth more.
 const INTERVAL_PER_FILE: u64 = 10;
-/// Part of an interval in which a cycle is written.
-const CYCLE_PER_INTERVAL: f64 = 0.25;
+/// Part of an interval in which a cycle is written: while CPUs are busy, the slowest writes are
+/// those that wait for what is done in less time.
+const CYCLE_PER_INTERVAL: f64 = 0.75;
 /// A checkpoint that was given up is tried again after this time.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -119,6 +119,8 @@ pub(super) struct Upkeep {
     began: Instant,
     /// Not before this time: the last one was given up.
     retry_at: Option<Instant>,
+    /// Length of the newest file, and of the index when it was new here.
+    newest: (u64, u64),
     is_checkpointing: bool,
     sections_per_appended: f64,
     sections_owed: f64,
@@ -145,6 +147,7 @@ impl Upkeep {
             cycles_left: CHECKPOINTS_KEPT,
             began: now,
             retry_at: None,
+            newest: (0, 0),
             is_checkpointing: false,
             sections_per_appended: 0.0,
             sections_owed: 0.0,
@@ -179,7 +182,7 @@ impl Upkeep {
         self.look_at_log(levels, interval, seconds);
         self.is_checkpointing = levels.is_checkpointing;
         if levels.is_checkpointing {
-            let cycle = levels.newest_bytes.max(levels.index_bytes) as f64;
+            let cycle = self.cycle_bytes(levels) as f64;
             self.sections_per_appended = cycle / (interval as f64 * CYCLE_PER_INTERVAL);
             let period = self.config.period.as_secs_f64() * CYCLE_PER_INTERVAL;
             let pressed = if levels.is_pressed { PRESSED_BYTES_PER_SECOND } else { 0.0 };
@@ -199,6 +202,15 @@ impl Upkeep {
             (self.is_checkpointing, self.sections_owed) = (true, SECTIONS_BYTES_MIN);
         }
         due
+    }
+
+    /// Bytes that the sections of this checkpoint will have, or somewhat more.
+    fn cycle_bytes(&mut self, levels: &Levels) -> u64 {
+        if levels.newest_bytes != self.newest.0 {
+            self.newest = (levels.newest_bytes, levels.index_bytes);
+        }
+        let (newest, index) = self.newest;
+        newest + levels.index_bytes.saturating_sub(if newest > 0 { index } else { 0 })
     }
 
     /// Whether a checkpoint would free something, and the last one is long enough ago: the longer
@@ -298,19 +310,19 @@ mod tests {
         assert!(upkeep.tick(&large, at(315)));
     }
 
-    /// A cycle takes a quarter of the bytes of an interval, or a quarter of the period.
+    /// A cycle takes three quarters of the bytes of an interval.
     #[test]
-    fn a_cycle_is_spread_over_a_quarter_of_the_interval() {
+    fn a_cycle_is_spread_over_most_of_the_interval() {
         let start = Instant::now();
         let mut upkeep = upkeep(start);
         let levels = Levels { is_checkpointing: true, newest_bytes: 10 * MIB, ..Levels::default() };
         assert!(!upkeep.tick(&levels, start));
         let mut written = 0;
-        for _ in 0..250 {
+        for _ in 0..750 {
             upkeep.appended(MIB / 10, 0);
             written += upkeep.take_sections() as u64;
         }
-        assert!((9 * MIB..=10 * MIB).contains(&written), "{written} of 10 MiB for 25 MiB");
+        assert!((9 * MIB..=10 * MIB).contains(&written), "{written} of 10 MiB for 75 MiB");
         upkeep.take_sections();
         let (mut now, mut written) = (start, 0);
         while written < 10 * MIB {
