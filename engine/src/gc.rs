@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use coracle_raft::{Bug, EntryKind, LogIndex, Place, Record, planted};
+use coracle_raft::{Bug, EntryKind, GroupId, LogIndex, Place, Record, planted};
 
 use crate::apply::Wanted;
 use crate::cold::Waiter;
@@ -20,6 +20,8 @@ use crate::{DiskSpace, ScanSegment, ShardId, SlotId};
 
 /// Bytes of values moved by one turn.
 const MOVED_BYTES_PER_TURN: usize = 1 << 20;
+/// Values whose new places are not known yet: no more is read meanwhile.
+const MOVING_MAX: usize = 1024;
 /// Values that are read one by one at once.
 const BY_INDEX_MAX: usize = 16;
 
@@ -56,9 +58,10 @@ pub(crate) struct Gc {
 impl Core {
     /// Reads about `bytes` more of the oldest segment with values, if it is before segment
     /// `before`, and moves what is still needed. Returns whether it asked for anything: not while
-    /// a part is being read or moved.
+    /// a part is being read, or much is being moved.
     pub fn gc_step(&mut self, before: u64, bytes: usize) -> bool {
-        if self.gc.scan.is_some() || self.state.bytes() > 0 || !self.targets.is_empty() {
+        let is_moving = self.state.bytes() > 0 || self.targets.len() > MOVING_MAX;
+        if self.gc.scan.is_some() || is_moving {
             return false;
         }
         let Some(oldest) = self.oldest_value().filter(|&oldest| oldest < before) else {
@@ -66,7 +69,10 @@ impl Core {
         };
         let (segment, from) = match self.gc.next.take() {
             Some((segment, from)) if segment == oldest => (segment, from),
-            _ if self.gc.stuck == Some(oldest) => return self.empty_by_index(oldest),
+            // What is still in it may be on its way.
+            _ if self.gc.stuck == Some(oldest) => {
+                return self.targets.is_empty() && self.empty_by_index(oldest);
+            }
             _ => (oldest, 0),
         };
         let scan = ScanSegment { segment, from, bytes };
@@ -77,6 +83,30 @@ impl Core {
     /// Bytes of values in the log that the index refers to, their records included.
     pub fn live_bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.store.live_bytes()).sum()
+    }
+
+    /// Whether the index refers to a value in a record of a group: a command, or a value on its
+    /// own. The payload may be damaged: then the answer means nothing, but there is one.
+    pub fn refers_to(
+        &self,
+        place: Place,
+        group: GroupId,
+        is_command: bool,
+        payload: &[u8],
+    ) -> bool {
+        let Some(store) = self.place(group).map(|place| &self.groups[place].store) else {
+            return false;
+        };
+        let refers = |key: &[u8]| {
+            let item = store.shard(SlotId::of_key(key)).and_then(|shard| shard.peek(key));
+            let located = item.and_then(|item| item.value.located());
+            located.is_some_and(|located| located.place == place)
+        };
+        if is_command {
+            View::parse(payload).is_some_and(|view| view.keys().any(refers))
+        } else {
+            Moved::parse(payload).is_some_and(|moved| refers(moved.key))
+        }
     }
 
     /// A part of a segment has been read.

@@ -189,7 +189,8 @@ impl HotLoop {
                 self.storage.retry_reads(&mut self.ring, &mut self.core);
             }
             Event::Read { key, result, buf } => {
-                if let Some(input) = self.storage.read_done(key, result, buf, &mut self.ring) {
+                let input = self.storage.read_done(key, result, buf, &mut self.ring, &self.core);
+                if let Some(input) = input {
                     self.core.handle(input);
                 }
             }

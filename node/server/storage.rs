@@ -375,12 +375,13 @@ impl Storage {
         result: io::Result<usize>,
         buffer: AlignedBuf,
         ring: &mut Ring,
+        core: &Core,
     ) -> Option<Input> {
         let log = &mut Log { wal: &self.wal, files: &mut self.files, ring };
         match split(key) {
             (Read::Entries, number) => self.loads.read_done(number, result, buffer, log),
             (Read::Value, number) => self.values.read_done(number, result, buffer, log),
-            (Read::Scan, _) => self.values.scan_done(result, buffer, log),
+            (Read::Scan, _) => self.values.scan_done(result, buffer, log, core),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use coracle_engine::testing::Stored;
-use coracle_engine::{CheckpointWork, Input, ReadValue, ScanSegment};
+use coracle_engine::{CheckpointWork, Core, Input, ReadValue, ScanSegment};
 use coracle_raft::Record;
 use coracle_wal::{
     AlignedBuf, CheckpointError, CheckpointWriter, Decoded, Disk, Finished, Identity, LoadError,
@@ -88,11 +88,13 @@ impl Values {
     }
 
     /// The disk has read it.
-    pub(crate) fn scan_done(&mut self, wal: &Wal<SimDisk>) -> Option<Input> {
+    pub(crate) fn scan_done(&mut self, wal: &Wal<SimDisk>, core: &Core) -> Option<Input> {
         let (scan, read) = self.scan.take()?;
         Some(match read_at(wal, read.segment, read.offset, read.len) {
             Ok(buffer) => {
-                let scanned = wal.decode_scan(&read, &buffer);
+                let scanned = wal.decode_scan(&read, &buffer, &|seen| {
+                    core.refers_to(seen.place, seen.group, seen.is_command, seen.payload)
+                });
                 Input::Scanned { scan, records: scanned.records, next: scanned.next }
             }
             Err(_) => Input::Scanned { scan, records: Vec::new(), next: None },

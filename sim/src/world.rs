@@ -411,7 +411,7 @@ impl World {
             }
             Arrival::ScanDone => {
                 let (values, wal) = storage.values();
-                if let Some(input) = values.scan_done(wal) {
+                if let Some(input) = values.scan_done(wal, core) {
                     core.handle(input);
                 }
             }

@@ -71,6 +71,6 @@ pub use recovery::{
     Visitor, inspect, inspect_into, recover, recover_into,
 };
 pub use segment::{SegmentDone, SegmentId, SegmentTask};
-pub use sweep::{ScanRead, Scanned};
+pub use sweep::{ScanRead, Scanned, Seen};
 pub use value::{Decoded, ValueRead};
 pub use wal::Wal;

@@ -1,6 +1,6 @@
 //! Reading old segments in order, for moving what is still needed out of them.
 
-use coracle_raft::{EntryKind, Place, Record};
+use coracle_raft::{EntryKind, GroupId, Place, Record};
 
 use crate::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, RECORD_HEADER_BYTES, RecordHeader, RecordKind,
@@ -28,16 +28,29 @@ pub struct ScanRead {
     from: From,
 }
 
+/// A command or a value in an old segment. The checksum of its payload was not looked at yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Where it stands.
+    pub place: Place,
+    /// The group it belongs to.
+    pub group: GroupId,
+    /// A command; else a value.
+    pub is_command: bool,
+    /// What the disk gave.
+    pub payload: &'a [u8],
+}
+
 /// A part of a segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scanned {
-    /// The commands and values in it, in log order.
+    /// The commands and values in it that are wanted, in log order.
     pub records: Vec<(Place, Record)>,
     /// Where to go on, for [`Wal::locate_scan`]; `None` at the end of the segment. More than an
     /// offset, so it does not always grow.
     pub next: Option<u64>,
-    /// Whether something in it cannot be read. The loss of the very last batches of a segment is
-    /// not told.
+    /// Whether something in it cannot be read that may be wanted. The loss of the very last
+    /// batches of a segment is not told.
     pub damaged: bool,
 }
 
@@ -95,9 +108,15 @@ impl<D: Disk> Wal<D> {
         Some(ScanRead { segment: id, offset, len, from })
     }
 
-    /// Makes records of what was read: commands and values. What is damaged is left out, after the
-    /// same search that recovery makes; every record returned has passed every check.
-    pub fn decode_scan(&self, read: &ScanRead, buffer: &[u8]) -> Scanned {
+    /// Makes records of what was read: the commands and values that `wants` says yes to. What is
+    /// damaged is left out, after the same search that recovery makes; every record returned has
+    /// passed every check.
+    pub fn decode_scan(
+        &self,
+        read: &ScanRead,
+        buffer: &[u8],
+        wants: &dyn Fn(&Seen<'_>) -> bool,
+    ) -> Scanned {
         let Some(segment) = self.segment(read.segment) else { return Scanned::default() };
         if !segment.readable {
             return Scanned { damaged: true, ..Scanned::default() };
@@ -111,6 +130,7 @@ impl<D: Disk> Wal<D> {
             end,
             at: read.from.at,
             in_hole: read.from.in_hole,
+            wants,
             scanned: Scanned::default(),
         };
         sweep.run()
@@ -131,6 +151,7 @@ struct Sweep<'a, F> {
     end: u64,
     at: u64,
     in_hole: bool,
+    wants: &'a dyn Fn(&Seen<'_>) -> bool,
     scanned: Scanned,
 }
 
@@ -191,16 +212,17 @@ impl<F> Sweep<'_, F> {
         self.scanned.damaged |= self.in_hole;
         self.in_hole = false;
         let len = batch.len as usize;
-        let frame = Frame { salt: batch.salt, lsn: batch.lsn, len, verified: false };
+        // Most of an old segment is not wanted: checksums of payloads come last.
+        let frame = Frame { salt: batch.salt, lsn: batch.lsn, len, verified: true };
         let (number, start) = (self.segment.header.number, self.at);
         let bytes = self.bytes.get((start - self.offset) as usize..).unwrap_or_default();
-        let scanned = &mut self.scanned;
+        let (scanned, wants) = (&mut self.scanned, self.wants);
         pieces(bytes, &frame, &mut |piece| match piece {
-            Piece::Record { header, payload, payload_ok: true } => {
+            Piece::Record { header, payload, .. } => {
                 let place = Place::new(number, start + u64::from(header.offset));
-                scanned.take(place, &header, payload);
+                scanned.take(place, &header, payload, wants);
             }
-            Piece::Record { .. } | Piece::Lost(_) => scanned.damaged = true,
+            Piece::Lost(_) => scanned.damaged = true,
         });
         self.at += aligned(u64::from(batch.len));
     }
@@ -225,10 +247,10 @@ impl<F> Sweep<'_, F> {
             return Some(end);
         }
         let payload = self.here()[RECORD_HEADER_BYTES..].get(..header.payload_len as usize);
-        if let Some(payload) = payload.filter(|bytes| crc32c::crc32c(bytes) == header.payload_crc) {
+        if let Some(payload) = payload {
             let payload = payload.to_vec();
             let place = Place::new(self.segment.header.number, self.at);
-            self.scanned.take(place, &header, &payload);
+            self.scanned.take(place, &header, &payload, self.wants);
         }
         self.at = end;
         None
@@ -236,13 +258,25 @@ impl<F> Sweep<'_, F> {
 }
 
 impl Scanned {
-    fn take(&mut self, place: Place, header: &RecordHeader, payload: &[u8]) {
-        let wanted = match header.kind {
-            RecordKind::Entry { kind, .. } => kind == EntryKind::Command,
-            kind => kind == RecordKind::Value,
+    fn take(
+        &mut self,
+        place: Place,
+        header: &RecordHeader,
+        payload: &[u8],
+        wants: &dyn Fn(&Seen<'_>) -> bool,
+    ) {
+        let is_command = match header.kind {
+            RecordKind::Entry { kind: EntryKind::Command, .. } => true,
+            RecordKind::Value => false,
+            _ => return,
         };
-        if wanted {
+        if !wants(&Seen { place, group: header.group, is_command, payload }) {
+            return;
+        }
+        if crc32c::crc32c(payload) == header.payload_crc {
             self.records.extend(header.to_record(payload).map(|record| (place, record)));
+        } else {
+            self.damaged = true;
         }
     }
 }

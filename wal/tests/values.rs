@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::store::{Store, name, small};
+use std::cell::RefCell;
+
+use common::store::{Store, len, name, small};
 use common::{Rig, entry, lose_everything, purge, state, value, vote};
 use coracle_raft::{Place, Record};
 use coracle_wal::{LoadError, MemDisk};
@@ -131,6 +133,41 @@ fn scan_of_a_segment_is_what_was_appended_there() {
     }
 }
 
+/// Whoever scans is shown each command and value, says which are wanted, and gets these; what is
+/// damaged counts if it is wanted.
+#[test]
+fn scan_brings_what_is_wanted() {
+    let store = Store::aged();
+    let all = store.in_segment(1);
+    assert!(all.len() >= 4, "{}", all.len());
+    for (hit, (place, record)) in all.iter().enumerate() {
+        let disk = store.rig.disk.fork();
+        disk.flip(&name(1), place.offset() as usize + 48 + len(record) / 2, 0x20);
+        let again = Rig::open(disk, small()).expect("opens");
+        let seen = RefCell::new(Vec::new());
+        let others = again.scan_for(1, 8192, &|found| {
+            let payload = crc32c::crc32c(found.payload);
+            seen.borrow_mut().push((found.place, found.group, found.is_command, payload));
+            found.place != *place
+        });
+        let rest = all.iter().filter(|(at, _)| at != place).cloned().collect();
+        assert_eq!(others, Some((rest, false)), "without {place}");
+        let it = again.scan_for(1, 8192, &|found| found.place == *place);
+        assert_eq!(it, Some((Vec::new(), true)), "{place} alone");
+        let shown = seen.into_inner();
+        for (at, (place, record)) in all.iter().enumerate() {
+            let (is_command, payload) = match record {
+                Record::Entry { entry, .. } => (true, &entry.payload),
+                Record::Value { payload, .. } => (false, payload),
+                other => unreachable!("{other:?}"),
+            };
+            let (at_place, group, command, sum) = shown[at];
+            assert_eq!((at_place, group, command), (*place, record.group(), is_command));
+            assert_eq!(sum == payload.checksum(), at != hit, "{place}");
+        }
+    }
+}
+
 #[test]
 fn segment_is_not_scanned_while_writes_to_it_are_under_way() {
     let mut store = Store::new();
@@ -183,7 +220,10 @@ fn reads_of_recycled_segments_end_with_an_error() {
     store.rig.wal.release_values_before(2);
     let gone = store.rig.wal.decode_value(&read, &bytes);
     assert_eq!(gone, Err(LoadError::Recycled { file: name(1) }));
-    assert_eq!(store.rig.wal.decode_scan(&scan, &bytes), coracle_wal::Scanned::default());
+    assert_eq!(
+        store.rig.wal.decode_scan(&scan, &bytes, &|_| true),
+        coracle_wal::Scanned::default()
+    );
 }
 
 /// The bytes of a segment's earlier use under the same number fail the test of the seed.

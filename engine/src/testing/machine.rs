@@ -168,8 +168,19 @@ impl Machine {
     pub(super) fn scan(&self, scan: ScanSegment) -> (Vec<(Place, Record)>, Option<u64>) {
         let range = Place::new(scan.segment, scan.from)..Place::new(scan.segment + 1, 0);
         let mut found = self.values.range(range).filter(|(at, _)| !self.is_damaged(**at));
-        let records: Vec<_> =
-            found.by_ref().take(SCAN_RECORDS).map(|(&at, record)| (at, record.clone())).collect();
+        let core = self.core.as_ref();
+        let is_needed = |(at, record): &(&Place, &Record)| {
+            let (is_command, payload) = match record {
+                Record::Entry { entry, .. } => (true, &entry.payload),
+                Record::Value { payload, .. } => (false, payload),
+                _ => return false,
+            };
+            core.is_some_and(|core| {
+                core.refers_to(**at, record.group(), is_command, payload.bytes())
+            })
+        };
+        let records = found.by_ref().take(SCAN_RECORDS).filter(is_needed);
+        let records = records.map(|(&at, record)| (at, record.clone())).collect();
         (records, found.next().map(|(next, _)| next.offset()))
     }
 

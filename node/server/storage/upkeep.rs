@@ -39,8 +39,9 @@ const SCAN_BYTES_MAX: f64 = 8_388_608.0;
 const SCAN_BYTES_MORE: f64 = 16.0;
 /// And for the square of that: what small parts cannot keep up with needs much larger ones.
 const SCAN_BYTES_MORE_SQUARED: f64 = 64.0;
-/// Bytes of old segments read for each byte appended when the log has just become too large.
-const SCANNED_PER_APPENDED: f64 = 2.0;
+/// Bytes of old segments read for each byte appended when the log has just become too large: as
+/// many as keep it that large while nothing of them is in use.
+const SCANNED_PER_APPENDED: f64 = 1.0;
 /// How many more for each time that the log exceeds its bound by the bound itself.
 const SCANNED_MORE: f64 = 8.0;
 /// And at most so many.
@@ -345,12 +346,12 @@ mod tests {
         // (live, log, appended, moved) in MiB; MiB to be read.
         let cases: &[(&str, [u64; 4], f64)] = &[
             ("small", [1, 1000, 1, 0], 0.0),
-            ("just over the target", [1, 1001, 1, 0], 2.0),
-            ("a tenth over the target", [1, 1100, 1, 0], 2.8),
+            ("just over the target", [1, 1001, 1, 0], 1.0),
+            ("a tenth over the target", [1, 1100, 1, 0], 1.8),
             ("far over", [1, 9000, 1, 0], 15.26),
             ("half live", [900, 2000, 1, 0], 0.0),
-            ("less than half live", [900, 2002, 1, 0], 2.0),
-            ("moved values", [1, 1001, 2, 1], 2.0),
+            ("less than half live", [900, 2002, 1, 0], 1.0),
+            ("moved values", [1, 1001, 2, 1], 1.0),
         ];
         for &(name, [live, log, appended, moved], want) in cases {
             let mut upkeep = upkeep(start);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use coracle_engine::{Input, ReadValue, RepairNews, ScanSegment};
+use coracle_engine::{Core, Input, ReadValue, RepairNews, ScanSegment};
 use coracle_raft::Record;
 use coracle_ring::{AlignedBuf, Ring};
 use coracle_wal::{Decoded, LoadError, RealDisk, ScanRead, SegmentId, ValueRead, Wal};
@@ -135,13 +135,16 @@ impl Values {
         result: io::Result<usize>,
         buffer: AlignedBuf,
         log: &Log<'_>,
+        core: &Core,
     ) -> Option<Input> {
         let (scan, read) = self.scan.take()?;
         let len = match result {
             Ok(len) => len,
             Err(error) => return Some(self.scan_failed(scan, &error)),
         };
-        let scanned = log.wal.decode_scan(&read, &buffer[..len.min(buffer.len())]);
+        let scanned = log.wal.decode_scan(&read, &buffer[..len.min(buffer.len())], &|seen| {
+            core.refers_to(seen.place, seen.group, seen.is_command, seen.payload)
+        });
         self.buffers.give(buffer);
         if scanned.damaged && self.told.replace(scan.segment) != Some(scan.segment) {
             let segment = scan.segment;

@@ -11,7 +11,8 @@ use coracle_raft::{
 };
 use coracle_wal::{
     AlignedBuf, Brief, Decoded, Disk, Identity, LoadError, MemDisk, Options, ReadAround,
-    RecoverError, RecoveryReport, SegmentId, Visitor, Wal, WriteOp, inspect_into, recover_into,
+    RecoverError, RecoveryReport, Seen, SegmentId, Visitor, Wal, WriteOp, inspect_into,
+    recover_into,
 };
 
 pub fn options() -> Options {
@@ -293,12 +294,22 @@ impl Rig {
     /// Commands and values of a segment, read in parts of about this size, and whether it is
     /// damaged. `None` if it cannot be scanned.
     pub fn scan(&self, segment: u64, bytes: usize) -> Option<(Vec<(Place, Record)>, bool)> {
+        self.scan_for(segment, bytes, &|_| true)
+    }
+
+    /// Those that are wanted, and whether one of them is damaged, or what it is cannot be known.
+    pub fn scan_for(
+        &self,
+        segment: u64,
+        bytes: usize,
+        wants: &dyn Fn(&Seen<'_>) -> bool,
+    ) -> Option<(Vec<(Place, Record)>, bool)> {
         let (mut records, mut damaged) = (Vec::new(), false);
         let mut from = 0;
         for _ in 0..10_000 {
             let read = self.wal.locate_scan(segment, from, bytes)?;
             let buffer = self.bytes(read.segment, read.offset, read.len);
-            let scanned = self.wal.decode_scan(&read, &buffer);
+            let scanned = self.wal.decode_scan(&read, &buffer, wants);
             records.extend(scanned.records);
             damaged |= scanned.damaged;
             match scanned.next {
