@@ -164,9 +164,7 @@ impl Cluster {
         let refused = self.replies.iter().find(|reply| matches!(reply, Reply::Error(_)));
         assert!(refused.is_none(), "{refused:?}");
     }
-}
 
-impl Cluster {
     /// Makes a whole checkpoint; the time that its steps take.
     fn checkpoint(&mut self) -> Duration {
         let (mut spent, mut sections) = (Duration::ZERO, 0);

@@ -188,7 +188,8 @@ pub enum Input {
     Scanned {
         /// What was asked for.
         scan: ScanSegment,
-        /// Commands and values found from there on, in their order.
+        /// Commands and values found from there on, in their order; those that the index does
+        /// not refer to ([`Core::refers_to`](crate::Core::refers_to)) may be left out.
         records: Vec<(Place, Record)>,
         /// Where to go on in this segment; `None` at its end.
         next: Option<u64>,

@@ -32,7 +32,7 @@ const INTERVALS_BESIDE_VALUES: f64 = 2.0;
 
 /// Bytes of an old segment that are read at once while the log is near its bound.
 const SCAN_BYTES: f64 = 262_144.0;
-/// And at most. The next part is read when what was needed in this one has its new place: small
+/// And at most. One part is read at a time, and at full speed a turn of the core takes long: small
 /// parts cannot keep up with a log that grows at the speed of the disk, large ones are felt.
 const SCAN_BYTES_MAX: f64 = 8_388_608.0;
 /// How many times more for each time that the log exceeds its bound by the bound itself.
@@ -120,8 +120,9 @@ pub(super) struct Upkeep {
     began: Instant,
     /// Not before this time: the last one was given up.
     retry_at: Option<Instant>,
-    /// Length of the newest file, and of the index when it was new here.
-    newest: (u64, u64),
+    /// Length of the newest checkpoint file, and of the index when that was new.
+    newest_bytes: u64,
+    index_then: u64,
     is_checkpointing: bool,
     sections_per_appended: f64,
     sections_owed: f64,
@@ -148,7 +149,8 @@ impl Upkeep {
             cycles_left: CHECKPOINTS_KEPT,
             began: now,
             retry_at: None,
-            newest: (0, 0),
+            newest_bytes: 0,
+            index_then: 0,
             is_checkpointing: false,
             sections_per_appended: 0.0,
             sections_owed: 0.0,
@@ -180,10 +182,16 @@ impl Upkeep {
         self.looked_at = now;
         let interval = self.config.bytes.max(INTERVAL_PER_FILE * levels.newest_bytes);
         self.files_peak.add(levels.files_bytes, now);
+        if levels.newest_bytes != self.newest_bytes {
+            (self.newest_bytes, self.index_then) = (levels.newest_bytes, levels.index_bytes);
+        }
         self.look_at_log(levels, interval, seconds);
         self.is_checkpointing = levels.is_checkpointing;
         if levels.is_checkpointing {
-            let cycle = self.cycle_bytes(levels) as f64;
+            // A file is smaller than the index that it holds, so what has grown counts too much.
+            let held = if self.newest_bytes > 0 { self.index_then } else { 0 };
+            let grown = levels.index_bytes.saturating_sub(held);
+            let cycle = (self.newest_bytes + grown) as f64;
             self.sections_per_appended = cycle / (interval as f64 * CYCLE_PER_INTERVAL);
             let period = self.config.period.as_secs_f64() * CYCLE_PER_INTERVAL;
             let pressed = if levels.is_pressed { PRESSED_BYTES_PER_SECOND } else { 0.0 };
@@ -203,15 +211,6 @@ impl Upkeep {
             (self.is_checkpointing, self.sections_owed) = (true, SECTIONS_BYTES_MIN);
         }
         due
-    }
-
-    /// Bytes that the sections of this checkpoint will have, or somewhat more.
-    fn cycle_bytes(&mut self, levels: &Levels) -> u64 {
-        if levels.newest_bytes != self.newest.0 {
-            self.newest = (levels.newest_bytes, levels.index_bytes);
-        }
-        let (newest, index) = self.newest;
-        newest + levels.index_bytes.saturating_sub(if newest > 0 { index } else { 0 })
     }
 
     /// Whether a checkpoint would free something, and the last one is long enough ago: the longer
@@ -336,6 +335,26 @@ mod tests {
         upkeep.sections_owed = 1e9;
         assert_eq!(upkeep.take_sections(), SECTIONS_BYTES_MAX as usize, "no burst");
         assert_eq!(upkeep.take_sections(), 0);
+    }
+
+    /// What the index has grown by since the newest file will be in this one as well.
+    #[test]
+    fn a_cycle_follows_an_index_that_grows() {
+        let start = Instant::now();
+        let mut upkeep = upkeep(start);
+        // (newest file, index) in MiB; MiB of sections for three quarters of an interval.
+        for (newest, index, want) in
+            [(0, 4, 4.0), (2, 4, 2.0), (2, 7, 5.0), (5, 8, 5.0), (5, 6, 5.0)]
+        {
+            let (newest_bytes, index_bytes) = (newest * MIB, index * MIB);
+            let levels = Levels { newest_bytes, index_bytes, ..Levels::default() };
+            upkeep.tick(&Levels { is_checkpointing: false, ..levels }, start);
+            upkeep.tick(&Levels { is_checkpointing: true, ..levels }, start);
+            upkeep.sections_owed = 0.0;
+            upkeep.appended(75 * MIB, 0);
+            let owed = upkeep.sections_owed / MIB as f64;
+            assert!((owed - want).abs() < 0.01, "{newest} and {index}: {owed} MiB");
+        }
     }
 
     /// Values are moved when the log is larger than its bound, the faster the larger it is, and
